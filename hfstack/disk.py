@@ -115,6 +115,18 @@ def _status(path: Path) -> os.stat_result | None:
         raise
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path leads into a folder, wherever its links go.
+
+    The one check of what leaves this machine: a link in a run's folder may lead to any file of it,
+    and so may a path in a record.
+    """
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a circle of links; a name with NUL
+        return False
+
+
 def file_names(folder: Path) -> list[str]:
     """Return the relative names of all files below a folder, sorted.
 

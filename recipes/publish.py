@@ -137,7 +137,13 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         check = measure_check_number(files, kind) if args.measure else None
         rendering = rendering_of(chain)
         items = staging.write_publication(
-            items, run.output_dir, kind=kind, rendering=rendering, check=check
+            items,
+            run.output_dir,
+            kind=kind,
+            repo=repo,
+            run_id=chain.last.record.run_id,
+            rendering=rendering,
+            check=check,
         )
         scanned, total_bytes = refuse_secrets(items, secrets), sum(one.bytes for one in items)
         metrics: dict[str, float] = {"files": scanned, "bytes": total_bytes}

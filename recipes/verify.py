@@ -50,7 +50,7 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
             commit = fetch(args.repo, folder, endpoint=endpoint, revision=args.revision)
 
         # hashes
-        publication = check_files(folder)
+        publication = check_files(folder, args.repo)
         files, digest = publication["files"], publication_digest(publication)
         print(f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {digest}")
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}

@@ -18,6 +18,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfstack.errors import CheckpointError
+from hfstack.models.size_limits import refuse_too_many_modules
 
 Kind = Literal[
     "causal language model",
@@ -133,10 +134,21 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("model", name, error)) from error
 
-    architecture = next(iter(config.get("architectures") or []), "no architecture")
+    refuse_too_many_modules(
+        config,
+        f"{name}/config.json",
+        raises=CheckpointError,
+        folder=folder if folder.is_dir() else None,
+    )
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else "no architecture"
+    if not isinstance(architecture, str):
+        raise CheckpointError(f"{name}/config.json: architectures is {str(named)[:40]}, not names")
     kind = kind_of_architecture(architecture)
     # One output and no classes: the number is a reward.
-    labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
+    classes_by_id = config.get("id2label")
+    named_labels = len(classes_by_id) if isinstance(classes_by_id, dict) and classes_by_id else 2
+    labels = config.get("num_labels", named_labels)
     classes = (folder / CLASSIFIER_FILE).is_file() or config.get("problem_type") == "regression"
     if kind == "sequence classifier" and labels == 1 and not classes:
         kind = "reward model"

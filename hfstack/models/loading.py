@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
@@ -38,9 +39,16 @@ from hfstack.models.contents import (
     refuse_file,
     require_trained,
 )
+from hfstack.models.size_limits import refuse_more_than_memory, refuse_too_many_modules
 from hfstack.shipped import ARCHITECTURES, find_shipped
 
 logger = get_logger(__name__)
+
+# What upstream raises on values of a config.json that no model can have.
+_REFUSALS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError),
+    StrictDataclassError,
+)
 
 
 def load_tokenizer(
@@ -147,7 +155,9 @@ def _load_language_model(
             model = auto_class.from_config(
                 config, attn_implementation=args.attn_implementation, trust_remote_code=False
             )
-        except ValueError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (*_REFUSALS, RuntimeError) as error:
             raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
     else:
         model = load_checkpoint(auto_class, args, kind, new_head=new_head, quantized=quantization)
@@ -294,8 +304,13 @@ def find_architecture(name: str) -> Path | None:
 def architecture_config(config_file: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Read a config.json and set the tokenizer's vocabulary size and special tokens."""
     try:
+        values, _ = PreTrainedConfig.get_config_dict(config_file)
+        refuse_too_many_modules(values, config_file, raises=ConfigError, folder=None)
+        refuse_more_than_memory(values, config_file, raises=ConfigError)
         config = AutoConfig.from_pretrained(config_file, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    except _REFUSALS as error:
         raise ConfigError(
             f"{config_file} is not a model configuration: {' '.join(str(error).split())[:200]}"
         ) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import is_inside
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
 from hfstack.models.contents import CLASSIFIER_FILE, Kind, identify_model
@@ -209,7 +210,10 @@ def published_files(
         CheckpointError: one of them is missing, or weights are there only as a pickle.
     """
     if kind.name == "dataset":
-        return {path.name: path for path in data_files(folder, artifacts).values()}
+        rows = data_files(folder, artifacts)
+        for path in rows.values():
+            refuse_outside(path, folder)
+        return {path.name: path for path in rows.values()}
 
     names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
@@ -219,6 +223,8 @@ def published_files(
         _check_complete(folder, kind, set(names))
 
     found = {name: folder / name for name in sorted(set(names)) if (folder / name).is_file()}
+    for path in found.values():
+        refuse_outside(path, folder)
     if not _VOCABULARIES & found.keys() and not any(name.endswith(".model") for name in found):
         raise CheckpointError(
             f"{folder} has no tokenizer, without which the model is of no use: "
@@ -230,14 +236,35 @@ def published_files(
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder's tokenizer by name; SentencePiece's end in .model."""
     names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    found = {name: folder / name for name in names if (folder / name).is_file()}
+    for path in found.values():
+        refuse_outside(path, folder)
+    return found
 
 
 def make_item(path_in_repo: str, source: Path) -> Item:
-    """Return a file with its size and sha256."""
+    """Return a file with its size and sha256.
+
+    Args:
+        path_in_repo: where it lies below the folder that is published.
+        source: the same path below that folder on this machine.
+
+    Raises:
+        CheckpointError: it is a link that leads out of that folder.
+    """
+    refuse_outside(source, source.parents[len(Path(path_in_repo).parts) - 1])
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Item(path_in_repo, source, source.stat().st_size, digest)
+
+
+def refuse_outside(path: Path, folder: Path) -> None:
+    """Raise CheckpointError where a file of a folder leads out of it, as a link may."""
+    if not is_inside(path, folder):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, outside of {folder}, and would publish that: "
+            "replace it by a copy if it belongs there"
+        )
 
 
 def refuse_pickles(paths: Iterable[str], where: str) -> None:

@@ -5,10 +5,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hfstack.disk import is_inside
 from hfstack.errors import CheckpointError
+from hfstack.logs import get_logger
 from hfstack.reporting.runs import label_runs
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.tasks.causal_lm.prompt_format import PRETRAINING
+
+logger = get_logger(__name__)
 
 REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 """Recipes that train against rewards: their loss says nothing about the model."""
@@ -81,13 +85,26 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
         record = read_run(folder)
         for parent in record.parents:
             place = (folder / parent).resolve()
-            if (place / RUN_FILE).is_file():
-                visit(place)
-            elif parent not in missing:
+            if any(is_inside(place / RUN_FILE, each) for each in allowed):
+                if (place / RUN_FILE).is_file():
+                    visit(place)
+                    continue
+            else:
+                logger.warning(
+                    "%s names %s as its parent, which lies neither beside the published run nor in "
+                    "%s: it is not described; start from a folder above both if it is to be",
+                    folder / RUN_FILE,
+                    place,
+                    Path.cwd(),
+                )
+            if parent not in missing:
                 missing.append(parent)
         found[folder] = record
 
+    # A record says where its parents lie, and may have come from anywhere: it must not be able to
+    # carry away what another run of this machine was asked and has answered.
     last = directory.resolve()
+    allowed = [last.parent, Path.cwd()] if Path.cwd() != Path("/") else [last.parent]
     visit(last)
 
     measured = [_read_evaluation(Path(path), last) for path in evaluations or ()]

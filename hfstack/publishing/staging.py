@@ -27,6 +27,7 @@ from hfstack.publishing.lineage import Chain, shorten_paths
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
 from hfstack.runs.record import changed_output
+from hfstack.runs.record_forms import Publication, read_publication_file
 from hfstack.runs.rendering import PUBLICATION
 
 logger = get_logger(__name__)
@@ -140,17 +141,23 @@ def write_publication(
     *,
     kind: PublishedKind,
     rendering: dict[str, str],
+    repo: str,
+    run_id: str,
     check: tuple[str, float] | None,
 ) -> list[Item]:
     """Write publication.json, which `verify` reads, and return the items with it.
 
     Args:
         rendering: of `rendering_of`: who uses the model is held to it, as to that of run.json.
+        repo: where the files go: what is found elsewhere is a copy.
+        run_id: of the run that made them, whose record runs.json has.
         check: a number that was measured on these files, and its name.
     """
     values: dict[str, Any] = {
         "schema": _PUBLICATION_SCHEMA,
         "hfstack": hfstack.__version__,
+        "repo": repo,
+        "run_id": run_id,
         "kind": kind.name,
         "repo_type": kind.repo_type,
         "adapter": kind.adapter,
@@ -162,7 +169,7 @@ def write_publication(
     return [*items, make_item(PUBLICATION, folder / PUBLICATION)]
 
 
-def read_publication(folder: Path) -> dict[str, Any]:
+def read_publication(folder: Path) -> Publication:
     """Return the content of publication.json.
 
     Raises:
@@ -175,14 +182,12 @@ def read_publication(folder: Path) -> dict[str, Any]:
             "so nothing can be checked"
         )
 
-    values = read_json(path)
-    if values.get("schema", 0) > _PUBLICATION_SCHEMA:
+    values = read_publication_file(path)
+    if values["schema"] > _PUBLICATION_SCHEMA:
         raise CheckpointError(
             f"{path} has schema {values['schema']}, this hfstack reads {_PUBLICATION_SCHEMA}: "
             "upgrade hfstack"
         )
-    if not isinstance(values.get("files"), dict) or not isinstance(values.get("kind"), str):
-        raise CheckpointError(f"{path} is not whole: it lists no files")
     return values
 
 

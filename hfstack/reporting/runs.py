@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import is_inside
 from hfstack.drawing.smoothing import Points
 from hfstack.errors import CheckpointError, DataError
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
+from hfstack.runs.record_forms import read_trainer_state
 
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SEARCH_DEPTH = 2
 _SAMPLES = frozenset({"samples", "completions"})
 _READ = _SAMPLES | {"trainer_state", "fillings"}
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,6 @@ def load_runs(paths: list[str]) -> list[Report]:
     """
     directories = {found.resolve(): found for path in paths for found in find_runs(Path(path))}
     records = [(found, read_run(found)) for found in directories.values()]
-    for found, record in records:
-        _check_record(found / RUN_FILE, record)
-
     kept = [_load_report(found, record) for found, record in records if record.recipe != "report"]
     if not kept:
         raise CheckpointError(
@@ -121,7 +120,8 @@ def label_runs(directories: Sequence[Path]) -> list[str]:
 
 def starting_model(record: RunRecord) -> str | None:
     """Return what a run got its weights from: a config.json, a model, or None."""
-    return record.settings.get("ModelConfig", {}).get("model_name_or_path") or None
+    name = record.settings.get("ModelConfig", {}).get("model_name_or_path")
+    return name if isinstance(name, str) and name else None
 
 
 def flatten_settings(record: RunRecord) -> dict[str, Any]:
@@ -140,25 +140,23 @@ def read_history(path: Path) -> dict[str, Points]:
         DataError: the file is not a Trainer's state.
     """
     series: dict[str, Points] = {}
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        for step, entry in [(entry["step"], entry) for entry in state["log_history"]]:
-            held_out = any(name.startswith("eval_") for name in entry)
-            for logged_name, value in entry.items():
-                if logged_name in ("step", "epoch") or not _is_number(value):
-                    continue
-                name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
+    state = read_trainer_state(path, raises=DataError)
+    for at, entry in enumerate(state["log_history"]):
+        step: Any = entry.get("step")
+        if not _is_number(step):
+            raise DataError(f"{path}: log_history[{at}].step is {str(step)[:40]}, not a number")
 
-                # The run went back: what it had logged from here on no longer counts.
-                points = series.setdefault(name, [])
-                while points and points[-1][0] >= step:
-                    points.pop()
-                points.append((step, value))
-    except _MALFORMED as error:
-        raise DataError(
-            f"{path} is not a Trainer's state: {type(error).__name__} {error}; "
-            "save it with save_state()"
-        ) from None
+        held_out = any(name.startswith("eval_") for name in entry)
+        for logged_name, value in entry.items():
+            if logged_name in ("step", "epoch") or not _is_number(value):
+                continue
+            name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
+
+            # The run went back: what it had logged from here on no longer counts.
+            points = series.setdefault(name, [])
+            while points and points[-1][0] >= step:
+                points.pop()
+            points.append((step, value))
     return series
 
 
@@ -176,7 +174,7 @@ def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
     Raises:
         DataError: a line is not such an object.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = _read_text(path).split("\n")
     if may_be_incomplete:
         lines.pop()
 
@@ -197,6 +195,14 @@ def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
             without_step += 1
         found[(sample.step if sample.step is not None else -without_step, sample.prompt)] = sample
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of an artifact, or raise DataError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: invalid UTF-8 at byte {error.start}") from None
 
 
 def _parse_sample(row: dict[str, Any]) -> Sample:
@@ -223,7 +229,7 @@ def read_fillings(path: Path) -> dict[str, list[Any]]:
         DataError: a line is not a text with a mask and its candidates.
     """
     rows: list[list[Any]] = []
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = _read_text(path).rstrip("\n").split("\n")
     for line_number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -245,7 +251,7 @@ def _load_report(directory: Path, record: RunRecord) -> Report:
             continue  # listed for other readers: a dataset, a model
 
         # A page must not carry other files away.
-        if not path.resolve().is_relative_to(directory.resolve()):
+        if not is_inside(path, directory):
             raise DataError(
                 f"{directory / RUN_FILE}: artifact {name} is {relative!r}, "
                 "outside of the run's directory"
@@ -297,46 +303,6 @@ def _describe_broken_curves(history: dict[str, Points]) -> list[str]:
                 f"first at step {broken[0]}"
             )
     return notes
-
-
-def _check_record(path: Path, record: RunRecord) -> None:
-    """Check the shapes that the page relies on.
-
-    Raises:
-        CheckpointError: a field of run.json has another shape.
-    """
-    texts = {"artifacts": record.artifacts, "versions": record.versions}
-    for name, mapping in texts.items():
-        if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
-            raise CheckpointError(f"{path}: {name} is not a mapping of names to texts")
-
-    metrics = record.metrics
-    if not isinstance(metrics, dict) or not all(
-        isinstance(v, int | float) for v in metrics.values()
-    ):
-        raise CheckpointError(f"{path}: metrics is not a mapping of names to numbers")
-
-    for name, table in record.tables.items():
-        if not _is_table(table):
-            raise CheckpointError(
-                f"{path}: table {name} is not columns and rows of that many cells"
-            )
-
-    for source in record.data:
-        files = source.get("files", [])
-        if not all(isinstance(f, dict) and {"path", "bytes", "blake2b"} <= f.keys() for f in files):
-            raise CheckpointError(
-                f"{path}: data {source.get('path')} has files without path, bytes and blake2b"
-            )
-
-
-def _is_table(table: Any) -> bool:
-    if not isinstance(table, dict) or not isinstance(table.get("columns"), list):
-        return False
-    rows = table.get("rows")
-    return isinstance(rows, list) and all(
-        isinstance(r, list) and len(r) == len(table["columns"]) for r in rows
-    )
 
 
 def _is_number(value: Any) -> bool:

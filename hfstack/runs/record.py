@@ -21,9 +21,11 @@ from hfstack.disk import (
     size_of_file,
 )
 from hfstack.errors import CheckpointError, ConfigError, HfstackError
+from hfstack.json_forms import read_json
 from hfstack.logs import get_logger, shorten
 from hfstack.redaction import redact, redact_values
 from hfstack.row_counts import RowCounts, read_row_counts
+from hfstack.runs.record_forms import refuse_odd_record
 
 logger = get_logger(__name__)
 
@@ -103,31 +105,26 @@ def read_run(directory: str | Path) -> RunRecord:
     path = Path(directory) / RUN_FILE
     try:
         content = retry_reading(path.read_bytes, path, raises=CheckpointError)
-        values = json.loads(content.decode("utf-8"))
-        if values["schema"] > SCHEMA:
-            raise CheckpointError(
-                f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade "
-                "hfstack"
-            )
-
-        # Readers take the types of these for granted: a file that somebody edited fails here.
-        kinds = {"settings": dict, "rendering": dict, "metrics": dict, "tables": dict, "data": list}
-        for name, kind in kinds.items():
-            if not isinstance(values.get(name, kind()), kind):
-                raise TypeError(f"{name} is a {type(values[name]).__name__}")
-
-        # A field that an earlier version wrote and this one does not know is left out.
-        known = {field.name for field in dataclasses.fields(RunRecord)}
-        values["rows"] = read_row_counts(values.get("rows", {}))
-        return RunRecord(**{name: value for name, value in values.items() if name in known})
+        values = read_json(content)
     except OSError as error:
         raise CheckpointError(
             f"{path}: {error.strerror}; is this the output directory of a run?"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, HfstackError):
-            raise
-        raise CheckpointError(f"{path} is not a whole run record: {error}") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not a whole run record: {reason}") from None
+
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {schema}, this hfstack reads {SCHEMA}: upgrade hfstack"
+        )
+    refuse_odd_record(values, RunRecord, path)
+
+    # A field that another version wrote and this one does not know is left out.
+    values["rows"] = read_row_counts(values.get("rows", {}))
+    known = {field.name for field in dataclasses.fields(RunRecord)}
+    return RunRecord(**{name: value for name, value in values.items() if name in known})
 
 
 def continue_record(record: RunRecord, before: RunRecord) -> None:

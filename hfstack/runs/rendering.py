@@ -76,7 +76,7 @@ def read_rendering(name: str | None) -> tuple[Rendering, str] | None:
         values, place = found[1].rendering, str(found[0] / RUN_FILE)
     if values.get("form") not in _SAID:
         return None
-    return Rendering(values["form"], values["tokenizer"], values.get("template", "")), place
+    return Rendering(values["form"], values.get("tokenizer", ""), values.get("template", "")), place
 
 
 def read_published_rendering(name: str) -> dict[str, Any]:

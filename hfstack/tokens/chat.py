@@ -9,12 +9,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError, DataError, HfstackError
 from hfstack.logs import get_logger
 from hfstack.shipped import CHAT_TEMPLATES, find_shipped
 from hfstack.tokens.special_tokens import as_token_ids, end_token_ids
+from hfstack.tokens.template_limits import limited, refuse_large_operations
 
 logger = get_logger(__name__)
+
+# A template that is none, or that takes of a turn what it has not; of a program, all the rest.
+_TEMPLATE_FAILURES = (
+    *(TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError),
+    *(ArithmeticError, MemoryError, RecursionError),
+)
 
 # What is searched in the rendered conversation: any word that no template contains.
 _ANSWER = "xyzzy"
@@ -48,7 +55,7 @@ def render_chat(
         DataError: the template refuses the turns or is not one; in one line, with its reason and
             the turns' beginning.
     """
-    with _template_errors(turns):
+    with _template_errors(tokenizer, turns):
         return tokenizer.apply_chat_template(list(turns), **options)
 
 
@@ -64,7 +71,7 @@ def render_with_answers(
     Raises:
         DataError: as `render_chat`.
     """
-    with _template_errors(turns):
+    with _template_errors(tokenizer, turns):
         template = tokenizer.get_chat_template(None, cast(Any, tools or None))
         marks = has_generation_markers(template)
         rendered = render_jinja_template(
@@ -80,11 +87,19 @@ def render_with_answers(
 
 
 @contextmanager
-def _template_errors(turns: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Raise what a template refuses as one line."""
+def _template_errors(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]]
+) -> Iterator[None]:
+    """Raise what a template refuses as one line, and end one that takes too much."""
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        refuse_large_operations(template or "")
     try:
-        yield
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        with limited():
+            yield
+    except HfstackError:
+        raise
+    except _TEMPLATE_FAILURES as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"the chat template fails: {reason} (on {str(list(turns))[:120]}); fix the turns or "

@@ -29,6 +29,37 @@ def architecture(folder: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers is 10,000,000 where at most 1,024"),
+        ({"hidden_size": 10_000_000}, "1 layers of width 10,000,000 are 372,529 GiB of weights"),
+        ({"num_hidden_layers": "two"}, "not a model configuration: "),
+        ({"hidden_size": -16}, "small.json"),
+        ({"num_attention_heads": 0}, "small.json"),
+        ({"model_type": "nothing"}, "not a model configuration: "),
+    ],
+)
+def test_an_architecture_that_cannot_be_built_is_one_line(
+    tmp_path: Path, tiny_tokenizer, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_causal_lm(ModelConfig(str(architecture(tmp_path, **changes))), tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_are_bounded_by_the_weights_before_anything_is_built(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 10_000_000
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 10,000,000 where at most"):
+        load_causal_lm(ModelConfig(str(folder)), tiny_tokenizer)
+
+
 def test_an_architecture_takes_the_tokenizers_vocabulary(tmp_path: Path, tiny_tokenizer) -> None:
     model = load_causal_lm(ModelConfig(str(architecture(tmp_path))), tiny_tokenizer)
     assert (

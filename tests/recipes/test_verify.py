@@ -1,10 +1,13 @@
 """The verify recipe: from its YAML over a folder, and a repository that nobody may read."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from hfstack.disk import describe_file
 from hfstack.errors import CheckpointError, ConfigError, HubError
 from hfstack.publishing.check_number import measure_check_number
 from hfstack.publishing.files import detect_kind, make_item, published_files
@@ -24,9 +27,15 @@ def publication(tmp_path: Path, tiny_llama: Path) -> Path:
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
     kind = detect_kind(folder, {})
     files = published_files(folder, kind, {})
-    items = [make_item(name, path) for name, path in files.items()]
-    check = measure_check_number(files, kind)
-    write_publication(items, folder, kind=kind, rendering={}, check=check)
+    (folder / "README.md").write_text("# A model\n")
+    outputs = [describe_file(path, name) for name, path in files.items()]
+    runs = [{"run_id": "1a2b", "outputs": outputs}]
+    (folder / "runs.json").write_text(json.dumps(runs))
+
+    made = {name: folder / name for name in (*files, "README.md", "runs.json")}
+    items = [make_item(name, path) for name, path in made.items()]
+    how = {"kind": kind, "repo": f"file://{folder}", "run_id": "1a2b", "rendering": {}}
+    write_publication(items, folder, **how, check=measure_check_number(files, kind))
     return folder
 
 
@@ -57,6 +66,38 @@ def test_what_cannot_be_trusted(run_recipe, publication: Path, tmp_path: Path):
     (publication / "publication.json").unlink()
     with pytest.raises(CheckpointError, match="was not published by hfstack"):
         run_recipe("verify", *check)
+
+
+def test_what_is_not_what_was_published(run_recipe, publication: Path, tmp_path: Path):
+    check = ["--repo", f"file://{publication}", "--output_dir", tmp_path / "verify"]
+    check += ["--measure", "false"]
+    list_path, weights = publication / "publication.json", publication / "model.safetensors"
+    text, values = list_path.read_text(), json.loads(list_path.read_text())
+
+    def refusal(**changes: Any) -> str:
+        list_path.write_text(json.dumps(values | changes))
+        with pytest.raises(CheckpointError) as caught:
+            run_recipe("verify", *check)
+        list_path.write_text(text)
+        return str(caught.value)
+
+    # a list that was shortened, a file that was added, a link to a file of this machine
+    card = {"README.md": values["files"]["README.md"]}
+    assert "does not list runs.json" in refusal(files=card)
+    few = card | {"runs.json": values["files"]["runs.json"]}
+    assert "config.json, " in refusal(files=few)
+    (publication / "modeling.py").write_text("print('hello')\n")
+    assert "has modeling.py, which publication.json does not list" in refusal()
+    (publication / "modeling.py").unlink()
+
+    # another repository, another run, other weights of that run with a list that fits
+    assert f"file://{publication} holds a copy of bob/model" in refusal(repo="bob/model")
+    assert "has no record of the run 9999" in refusal(run_id="9999")
+    assert "files.x.sha256 is missing" in refusal(files={"x": {"bytes": 1}})
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    entry = {"bytes": weights.stat().st_size, "sha256": make_item("x", weights).sha256}
+    changed = values["files"] | {"model.safetensors": entry}
+    assert "is not what the run 1a2b has left" in refusal(files=changed)
 
 
 def test_places_that_are_not_there(

@@ -462,7 +462,10 @@ def test_runs_are_found_ordered_and_labelled(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"schema": 1, "recipe": "cle', "not a whole run record"),
-        ("[]", "not a whole run record"),
+        ("[]", r"it is \[\], not a mapping; it was edited or damaged"),
+        ("[" * 9999, "not a whole run record: it is nested too deeply"),
+        ('{"schema": 1, "schema": 1}', "the key 'schema' occurs twice"),
+        ('{"schema": 1}', "not a whole run record: recipe is missing"),
         (None, "no run.json in it or 2 levels down"),
     ],
 )
@@ -480,10 +483,20 @@ def test_a_run_without_a_whole_record_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": {"eval_loss": "1.5"}}, "metrics is not"),
+        ({"metrics": {"eval_loss": "1.5"}}, r"metrics.eval_loss is '1.5', not a number"),
+        ({"metrics": {"eval_loss": 10**400}}, "metrics.eval_loss is 1000"),
+        ({"status": "done"}, "status is 'done', not 'running' or 'finished'"),
+        ({"started": "yesterday"}, "started is 'yesterday', not an ISO time"),
+        ({"command": "a\0b"}, r"command holds 'a.x00b', which is no text"),
+        ({"parents": [3]}, r"parents\[0\] is 3, not a text"),
+        ({"restarts": [{"time": "x"}]}, r"restarts\[0\].step is missing"),
+        ({"hardware": {"cores": "many"}}, "hardware.cores is 'many', not a whole number"),
         ({"tables": {"t": {"columns": ["a"], "rows": [[1, 2]]}}}, "table t is not"),
-        ({"artifacts": ["samples.jsonl"]}, "artifacts is not"),
-        ({"data": [{"path": "d", "files": [{"path": "d"}]}]}, "data d has files without"),
+        ({"artifacts": ["samples.jsonl"]}, r"artifacts is \[\"samples.jsonl\"\], not a mapping"),
+        (
+            {"data": [{"path": "d", "files": [{"path": "d"}]}]},
+            r"data\[0\].files\[0\].blake2b is missing",
+        ),
     ],
 )
 def test_a_record_of_another_shape_is_refused(
@@ -529,5 +542,5 @@ def test_a_malformed_artifact_is_named_with_its_line(tmp_path: Path) -> None:
         read_samples(samples, may_be_incomplete=False)
     state = tmp_path / "trainer_state.json"
     state.write_text('{"log_history": [{"loss": 1.0}]}')
-    with pytest.raises(DataError, match="not a Trainer's state: KeyError 'step'"):
+    with pytest.raises(DataError, match=r"log_history\[0\].step is None, not a number"):
         read_history(state)

@@ -102,20 +102,37 @@ def _questions(article: Row) -> Iterator[Row | BadRow]:
             row |= {"context": context, "question": question}
             # published test sets have no answers; without the column nothing is trained on them
             if "answers" in asked or "is_impossible" in asked:
-                row["answers"] = _spans(asked, context)
+                if (spans := _spans(asked, context)) is None:
+                    yield BadRow(
+                        "answers without places",
+                        f"question {number}: answers are {str(asked['answers'])[:60]!r}, not texts "
+                        "with an answer_start each",
+                    )
+                    continue
+                row["answers"] = spans
             yield row
 
 
-def _spans(asked: Row, context: str) -> Row:
-    """Return `{"text": [...], "answer_start": [...]}`; empty where nothing answers."""
-    texts, starts = [], []
-    for answer in [] if asked.get("is_impossible") else asked.get("answers") or []:
-        if isinstance(answer, dict):
-            texts.append(str(answer.get("text")))
-            starts.append(int(answer.get("answer_start", -1)))
-        else:  # CMRC 2018 in its first form lists texts: the first place is meant
-            texts.append(str(answer))
-            starts.append(context.find(str(answer)))
+def _spans(asked: Row, context: str) -> Row | None:
+    """Return `{"text": [...], "answer_start": [...]}`; empty where nothing answers.
+
+    None where an answer is neither a text nor a text with its place.
+    """
+    answers = [] if asked.get("is_impossible") else asked.get("answers") or []
+    if not isinstance(answers, list):
+        return None
+
+    texts: list[str] = []
+    starts: list[int] = []
+    for answer in answers:
+        # CMRC 2018 in its first form lists texts: the first place is meant
+        one = {"text": answer, "answer_start": context.find(str(answer))}
+        text, start = map((answer if isinstance(answer, dict) else one).get, one)
+        start = -1 if start is None else start
+        if not isinstance(text, str) or type(start) is not int:
+            return None
+        texts.append(text)
+        starts.append(start)
     return {"text": texts, "answer_start": starts}
 
 

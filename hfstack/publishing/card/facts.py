@@ -10,6 +10,7 @@ from typing import Any
 from hfstack.drawing.numbers import counted, duration, number, size
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import estimate_kwh
+from hfstack.publishing.card.markdown import Markdown, code, escape
 from hfstack.publishing.card.metrics import NOT_RECORDED, evaluated_on, list_results, tabulate
 from hfstack.publishing.files import PublishedKind
 from hfstack.publishing.lineage import REINFORCED, Chain, RunLink, shorten_paths
@@ -24,12 +25,6 @@ from hfstack.reporting.runs import flatten_settings, starting_model
 _MAKES_DATA = frozenset({"demo_corpus", "clean", "preferences", "tokenizer"})
 _NO_SETTING = frozenset({"output_dir", "resume_from_checkpoint", "report_to"})
 _RECIPE_FILE = re.compile(r"recipes/([\w-]+)\.py")
-
-
-def format_cell(value: Any) -> str:
-    """Return a value for a Markdown table: one line, no pipe, no HTML."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") or "–"
 
 
 def format_energy(kwh: float) -> str:
@@ -68,14 +63,14 @@ def list_chain(chain: Chain) -> list[list[str]]:
 
         # what it starts from: its parents, and a model that is none of them
         parents = [(link.directory / parent).resolve() for parent in record.parents]
-        starts = [by_directory.get(path, f"{path.name} (missing)") for path in parents]
+        starts = [str(escape(by_directory.get(path, f"{path.name} (missing)"))) for path in parents]
         name = starting_model(record)
         if name and not any(parent.name == Path(name).name for parent in parents):
-            starts.insert(0, f"`{shorten_paths(name, chain)}`")
+            starts.insert(0, code(shorten_paths(name, chain)))
 
         took = NOT_RECORDED if record.duration_s is None else duration(record.duration_s)
-        outcome, energy = format_cell(_outcome(link)), format_energy(_used_kwh([link]))
-        starting = format_cell(", ".join(starts))
+        outcome, energy = _outcome(link), format_energy(_used_kwh([link]))
+        starting = Markdown(", ".join(starts))
         table.append([link.label, record.recipe, starting, outcome, took, energy])
     return table
 
@@ -110,12 +105,12 @@ def list_data(chain: Chain, author: AuthorFacts) -> list[list[str]]:
                 rows = number(entry["rows"]) if known_rows else "–"
                 on_hub = file["bytes"] is None
                 length = "–" if on_hub else size(file["bytes"])
-                version = f"`{digest[:12]}`" if digest else _hub_revision(entry)
+                version = code(digest[:12]) if digest else _hub_revision(entry)
                 licence = _licence(path, author, made_by, on_hub=on_hub)
                 cells.setdefault(key, [rows, length, version, licence])
 
     return [
-        [f"`{shorten_paths(key[0], chain)}`", ", ".join(dict.fromkeys(readers[key])), *rest]
+        [code(shorten_paths(key[0], chain)), ", ".join(dict.fromkeys(readers[key])), *rest]
         for key, rest in cells.items()
     ]
 
@@ -239,8 +234,7 @@ def last_settings(chain: Chain) -> dict[str, str]:
     if found.get("total_episodes") or found.get("max_steps"):
         found.pop("num_train_epochs", None)
     return {
-        name: format_cell(shorten_paths(format_setting(value), chain))
-        for name, value in found.items()
+        name: shorten_paths(format_setting(value), chain) or "–" for name, value in found.items()
     }
 
 
@@ -283,7 +277,8 @@ def _with_prefix(metrics: dict[str, float], prefix: str) -> dict[str, float]:
 
 
 def _hub_revision(entry: dict[str, Any]) -> str:
-    return f"revision `{str(entry['revision'])[:10]}`" if entry.get("revision") else NOT_RECORDED
+    revision = entry.get("revision")
+    return Markdown(f"revision {code(str(revision)[:10])}") if revision else NOT_RECORDED
 
 
 def _licence(path: str, author: AuthorFacts, made_by: dict[str, str], *, on_hub: bool) -> str:

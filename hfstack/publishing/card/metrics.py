@@ -6,6 +6,7 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult
 
 from hfstack.drawing.numbers import metric
+from hfstack.publishing.card.markdown import Markdown, code, escape
 from hfstack.publishing.files import PublishedKind
 from hfstack.publishing.lineage import REINFORCED, Chain, RunLink
 from hfstack.reporting.charts import TOKEN_LOSS_RECIPES
@@ -134,7 +135,8 @@ def tabulate(found: list[Result]) -> list[list[str]]:
             value += f" (before training {metric(one.name, before).text})"
 
         measured = f"{one.link.label}, in training" if one.in_training else one.link.label
-        table.append([f"{figure.label} (`{one.name}`)", value, interval, measured])
+        label = Markdown(f"{escape(figure.label)} ({code(one.name)})")
+        table.append([label, value, interval, measured])
     return table
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hfstack.disk import is_inside
 from hfstack.drawing.numbers import duration, instant, number
 from hfstack.publishing.card import facts
 from hfstack.publishing.card.author import AuthorFacts
+from hfstack.publishing.card.markdown import Markdown, cells, code, escape, fence, literal
 from hfstack.publishing.card.metadata import make_metadata
 from hfstack.publishing.card.metrics import (
     bias_results,
@@ -106,7 +108,7 @@ def pick_samples(chain: Chain) -> list[Sample]:
     for link in [chain.last, *chain.evaluations]:
         for artifact in ("samples", "completions", "answers"):
             path = link.directory / link.record.artifacts.get(artifact, "-")
-            if not path.is_file() or not path.resolve().is_relative_to(link.directory):
+            if not path.is_file() or not is_inside(path, link.directory):
                 continue
             going = link.record.status != "finished"
             samples = read_samples(path, may_be_incomplete=going)
@@ -123,7 +125,8 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        autoescape=False,  # Markdown; cells escape what would break a table
+        autoescape=False,  # of HTML: what is printed is escaped as Markdown
+        finalize=escape,
     )
 
     environment.filters |= {
@@ -132,7 +135,13 @@ def _templates() -> Environment:
         "instant": instant,
         "energy": facts.format_energy,
         "counts": facts.format_counts,
-        "fenced": _fence,
+        "truncated": _truncate,
+        "markdown": Markdown,
+        "code": code,
+        "cells": cells,
+        "listed": lambda values: Markdown(", ".join(str(escape(one)) for one in values)),
+        "literal": literal,
+        "fenced": fence,
     }
     return environment
 
@@ -142,7 +151,7 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
     folder, record = chain.last.directory, chain.last.record
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     has_template = (folder / "chat_template.jinja").is_file()
-    context = config.get("max_position_embeddings", config.get("n_positions"))
+    context = _count(config, "max_position_embeddings") or _count(config, "n_positions")
 
     # The number of parameters is recorded by this run or by the pretraining behind it.
     records = (link.record for link in reversed(chain.links))
@@ -154,14 +163,14 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
         table["Architecture"] = str((config.get("architectures") or [config.get("model_type")])[0])
     table["Parameters"] = f"{parameters:,.0f}" if parameters else None
     table["Context"] = f"{context:,} tokens" if context else None
-    vocabulary = config.get("vocab_size")
+    vocabulary = _count(config, "vocab_size")
     table["Vocabulary"] = f"{vocabulary:,} tokens" if vocabulary else None
     table["Weights"] = config.get("dtype")
     if config:
         table["Chat template"] = "yes" if has_template else "no"
     labels = list((config.get("id2label") or {}).values())
     if len(labels) > 1:
-        table["Labels"] = facts.format_cell(", ".join(map(str, labels[:_SHOWN_LABELS])))
+        table["Labels"] = ", ".join(map(str, labels[:_SHOWN_LABELS]))
 
     return {
         "facts": [(name, value) for name, value in table.items() if value],
@@ -176,6 +185,12 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
         "commit": record.commit,
         "ended": record.ended,
     }
+
+
+def _count(config: dict[str, Any], name: str) -> int | None:
+    """Return a number of a config.json, None where it has none of that name."""
+    value = config.get(name)
+    return value if isinstance(value, int) else None
 
 
 def _history_facts(chain: Chain, author: AuthorFacts) -> dict[str, Any]:
@@ -204,10 +219,8 @@ def _read_columns(folder: Path, splits: Sequence[str]) -> dict[str, list[str]]:
     return columns
 
 
-def _fence(text: str) -> str:
-    """Return a text, truncated if long, in a fence that it cannot close."""
-    if len(text) > _SHOWN_SAMPLE_CHARACTERS:
-        text = f"{text[:_SHOWN_SAMPLE_CHARACTERS]} ..."
-    longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
+def _truncate(text: str) -> str:
+    """Return a text, truncated if long."""
+    if len(text) <= _SHOWN_SAMPLE_CHARACTERS:
+        return text
+    return f"{text[:_SHOWN_SAMPLE_CHARACTERS]} ..."

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from hfstack.drawing.html import Html, tag
 from hfstack.tasks.classification.attributions import Explanation
 
+# The page loads nothing and runs nothing; colours are in style attributes.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --for: 42, 127, 158; --against: 200, 100, 60; }
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -19,6 +21,7 @@ def explanation_page(explanations: Sequence[Explanation], *, model: str) -> str:
     """Return a self-contained page; blue tokens speak for a label, orange against it."""
     head = [
         tag("meta", {"charset": "utf-8"}),
+        tag("meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY}),
         tag("title", "Explanations"),
         tag("meta", {"name": "viewport", "content": "width=device-width"}),
         tag("style", Html(_STYLE)),

@@ -114,8 +114,8 @@ def find_labels(
     if kind == "multi_label":
         feature = getattr(feature, "feature", None)
         flat = [value for row in values for value in row]
-        if flat:
-            _value_type(flat, column)
+        if flat and _value_type(flat, column) is list:
+            raise DataError(f"column {column!r} holds lists of lists, not lists of labels")
 
     # What the data declares comes first: its numbers mean nothing else.
     if isinstance(feature, ClassLabel):

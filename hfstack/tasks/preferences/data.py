@@ -200,8 +200,8 @@ def to_pairs(
             prompt, chosen, rejected = pair_texts(row, args)
             problem = problem_of_answer(chosen, args.chosen_column)
             problem = problem or problem_of_answer(rejected, args.rejected_column)
-            if problem is None and prompt is None:
-                problem = f"{args.prompt_column} is null"
+            if problem is None and not isinstance(prompt, str | list):
+                problem = f"{args.prompt_column} is {'null' if prompt is None else 'no text'}"
             if problem is None and answer_text(chosen) == answer_text(rejected):
                 problem = (
                     f"{args.chosen_column} and {args.rejected_column} are the same: "

@@ -184,17 +184,21 @@ def _pairs(answers: Any) -> list[tuple[str, int | None]]:
     if not answers:
         return []
 
+    texts: Any = None
+    starts: Any = None
     if isinstance(answers, Mapping):
         texts, starts = answers.get("text") or [], answers.get("answer_start") or []
         texts = [texts] if isinstance(texts, str) else texts
         starts = [starts] if isinstance(starts, int) else starts
-        return [
-            (str(text), starts[index] if index < len(starts) else None)
-            for index, text in enumerate(texts)
-        ]
+    elif isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
+        texts = [one.get("text") for one in answers]
+        starts = [one.get("answer_start") for one in answers]
 
-    if isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
-        return [(str(one.get("text")), one.get("answer_start")) for one in answers]
+    is_whole = isinstance(texts, list) and isinstance(starts, list)
+    if is_whole and all(isinstance(text, str) for text in texts):
+        starts = [*starts, *[None] * len(texts)][: len(texts)]
+        if all(start is None or type(start) is int for start in starts):
+            return list(zip(texts, starts, strict=True))
 
     raise DataError(
         f"answers are {str(answers)[:60]!r}: write them as {{'text': [...], 'answer_start': [...]}}"
