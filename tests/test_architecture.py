@@ -18,7 +18,7 @@ FLOORS = [
         *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
         *("hints", "option_cache", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
-        "row_counts",
+        *("row_counts", "json_forms"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},

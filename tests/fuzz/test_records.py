@@ -57,6 +57,10 @@ RUN: dict[str, Any] = {
     "restarts": [{"step": 2, "time": "2026-01-02T03:04:35+00:00"}],
     "outputs": [],
     "run_id": "1a2b",
+    "rows": {
+        "splits": {"train": {"read": 9, "left_out": {"too long": 2}, "used": 7, "made": None}},
+        "columns_used": ["text"],
+    },
 }
 LOG = [{"step": at, "loss": 3 / at, "epoch": at / 9} for at in range(1, 5)]
 STATE = {"global_step": 4, "log_history": [*LOG, {"step": 4, "eval_loss": 1.5}]}
