@@ -28,7 +28,7 @@ _MOST_HEADER_BYTES = 100 << 20  # safetensors' own limit
 def refuse_too_many_modules(
     config: Mapping[str, Any], place: object, *, raises: type[HfstackError], folder: Path | None
 ) -> None:
-    """Raise when a config says more layers or experts than weights, or any model, can have.
+    """Raise when a config says more modules than weights, or any model, can have.
 
     Args:
         config: the content of a config.json.

@@ -85,6 +85,7 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
         record = read_run(folder)
         for parent in record.parents:
             place = (folder / parent).resolve()
+
             if any(is_inside(place / RUN_FILE, each) for each in allowed):
                 if (place / RUN_FILE).is_file():
                     visit(place)
@@ -97,6 +98,7 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
                     place,
                     Path.cwd(),
                 )
+
             if parent not in missing:
                 missing.append(parent)
         found[folder] = record

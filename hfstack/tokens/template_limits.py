@@ -93,7 +93,7 @@ class _OverLimit(BaseException):
 
 
 class _Rendering:
-    """One block that is watched: its thread, when it has to end, and what it began with."""
+    """One block that is watched: its thread, its end, and the memory before."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
@@ -103,7 +103,7 @@ class _Rendering:
 
 
 class _Watch:
-    """Watches all blocks of a process from a thread, which is cheaper than a timer for each."""
+    """Watches all blocks of a process from one thread: a timer for each costs more."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

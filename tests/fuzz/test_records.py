@@ -140,8 +140,8 @@ def check_record(folder: Path, name: str, number: int) -> None:
         lines = [json.dumps(mutated(json.loads(line), number)).encode() for line in lines]
         content = b"\n".join(lines)
     path.write_bytes(content)
-    for read in READERS[name]:
-        outcome(lambda read=read: read(path))
+    found = [outcome(lambda read=read: read(path)) for read in READERS[name]]
+    assert len(found) == len(READERS[name])
 
 
 NAMES = st.sampled_from(sorted(READERS))
