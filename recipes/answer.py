@@ -91,12 +91,15 @@ def main(
 
         # data: a text stays on one side of the split, with all its questions
         by_context = replace(data_args, text_column=args.context_column)
+        columns = (args.question_column, args.context_column, args.answers_column)
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(by_context, quarantine_file=quarantine, row_counts=counts)
+        splits = load_splits(
+            by_context, {"id", *columns}, quarantine_file=quarantine, row_counts=counts
+        )
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_questions,
-            columns=(args.question_column, args.context_column, args.answers_column),
+            columns=columns,
             bad_answers=args.bad_answers,
             sources=[*data_args.datasets, *data_args.eval_datasets],
             row_counts=counts,

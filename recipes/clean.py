@@ -89,6 +89,7 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
         read: SourceLog = {}
         rows = iterate_rows(
             args.datasets,
+            columns={args.text_column},
             on_bad_row=args.on_bad_row,
             quarantine_file=quarantine if args.on_bad_row == "quarantine" else None,
             max_rows=args.max_rows,

@@ -84,6 +84,7 @@ def main(
         read: SourceLog = {}
         rows = iterate_rows(
             args.eval_datasets,
+            columns={args.text_column},
             log=read,
             on_bad_row=args.on_bad_row,
             quarantine_file=run.output_dir / "quarantine.jsonl",

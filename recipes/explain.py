@@ -68,7 +68,9 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
         read: SourceLog = {}
         rows: Iterable[Any] = ()
         if explain_args.datasets:
-            rows = iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows, log=read)
+            rows = iterate_rows(
+                explain_args.datasets, columns=columns, max_rows=explain_args.max_rows, log=read
+            )
         for row in rows:
             if absent := [name for name in columns if name not in row]:
                 raise DataError(

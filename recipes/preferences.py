@@ -34,7 +34,13 @@ from hfstack.tasks.preferences.data import (
     load_preferences,
     split_pairs,
 )
-from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
+from hfstack.tasks.preferences.rows import (
+    PreferenceArgs,
+    PreferenceCounts,
+    answers_of,
+    columns_read,
+    prompt_of,
+)
 
 # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 JUDGES = [gold_score]
@@ -128,7 +134,8 @@ def make_answers(
     log: SourceLog,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled, read from rows, or from the generator."""
-    rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows, log=log))
+    read, most = columns_read(preference_args), data_args.max_rows
+    rows = list(iterate_rows(data_args.datasets, columns=read, max_rows=most, log=log))
 
     # No model: absent, or "" on the command line.
     if not model_args.model_name_or_path:

@@ -9,7 +9,7 @@ writes  the model or adapter, its tokenizer, task.json, predictions.jsonl of the
         run.json
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import EvalPrediction, Seq2SeqTrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
@@ -26,7 +26,7 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.seq2seq import model as encoder_decoder
-from hfstack.tasks.seq2seq.data import collate_pairs, encode_sources_and_targets, read_pairs
+from hfstack.tasks.seq2seq.data import collate_pairs, encode_sources_and_targets, load_pairs
 from hfstack.tasks.seq2seq.metrics import (
     TEXT_SCORES,
     check_metrics,
@@ -91,19 +91,13 @@ def main(
         if data_args.streaming:
             raise ConfigError("--streaming: rows are ordered by length first; leave it out")
 
-        # data: equal sources stay on one side of the split
+        # data
         columns = (args.source_column, args.target_column)
-        by_source = replace(data_args, text_column=columns[0].partition(".")[0])
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(by_source, quarantine_file=quarantine, row_counts=counts)
-        run.record_inputs(
-            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
+        pairs, inputs = load_pairs(
+            data_args, columns, quarantine_file=quarantine, row_counts=counts
         )
-        skip_empty = data_args.on_bad_row != "fail"
-        pairs = {
-            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=counts)
-            for name, rows in splits.items()
-        }
+        run.record_inputs(model_args.model_name_or_path, args.tokenizer_name_or_path, **inputs)
 
         # model, and how it generates; its longest text counts the decoder's first token
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)

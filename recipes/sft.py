@@ -8,14 +8,14 @@ reads   rows of messages, of prompt + completion (columns by any name), or of te
 writes  the model or its adapter, checkpoints, samples, answers and run.json in --output_dir
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs
 from hfstack.models import adapters, loading
 from hfstack.models.context import context_length
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -24,7 +24,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
-from hfstack.tasks.sft.columns import Columns, convert_rows, record_form
+from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
 from hfstack.tasks.sft.encoding import prompts_with_references
 from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
@@ -79,10 +79,10 @@ def main(
             sft_args.context_column,
             data_args.text_column,
         )
-        key = columns.text if columns.prompt == "prompt" else columns.prompt
-        by_prompt = replace(data_args, text_column=key)
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(by_prompt, quarantine_file=quarantine, row_counts=counts)
+        splits = load_instructions(
+            data_args, columns, quarantine_file=quarantine, row_counts=counts
+        )
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         rows = {
             name: convert_rows(split, columns, as_chat=sft_args.as_chat, row_counts=counts)

@@ -32,6 +32,7 @@ from hfstack.tasks.token_classification.data import (
     encode_sentences,
     read_sentences,
     tag_set,
+    tags_columns,
 )
 from hfstack.tasks.token_classification.metrics import (
     beside_baseline,
@@ -85,16 +86,16 @@ def main(
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out rows and save; return the metrics."""
-    args = tag_args
-    settings = (model_args, data_args, tag_args, training_args)
+    args, settings = tag_args, (model_args, data_args, tag_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
 
         # data: equal sentences stay on one side of the split
         by_words = replace(data_args, text_column=args.tokens_column)
+        columns = {args.tokens_column, *tags_columns(args.tags_column)}
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(by_words, quarantine_file=quarantine, row_counts=counts)
+        splits = load_splits(by_words, columns, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_sentences,

@@ -128,6 +128,7 @@ def read_texts(
 
     rows = iterate_rows(
         sources,
+        columns={column},
         on_bad_row=data_args.on_bad_row,
         quarantine_file=quarantine_file,
         max_rows=data_args.max_rows,

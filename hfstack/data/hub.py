@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from huggingface_hub import constants
 
 from hfstack.data.reading.bad_rows import BadRow
-from hfstack.data.reading.layouts import Purpose, layout_of
+from hfstack.data.reading.layouts import Purpose, layout_of, standard_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -67,18 +67,18 @@ def in_standard_columns(rows: Dataset, name: str, purpose: Purpose) -> Dataset:
 
     Raises DataError at a row that is not like the first one.
     """
-    layout = layout_of(rows[0], purpose) if len(rows) else None
-    if layout is None:
+    if not len(rows) or layout_of(rows[0], purpose) is None:
         return rows
-    logger.info("%s: rows are read as %s", name, layout.name)
 
     def converted() -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(rows, 1):
-            assert isinstance(row, dict)
-            for each in layout.convert(row):
-                if isinstance(each, BadRow):
-                    raise DataError(f"{name} row {number}: {each.detail}")
-                yield each
+        numbered: Any = ((number, row, None) for number, row in enumerate(rows, 1))
+        for number, row, _ in standard_rows(numbered, purpose, note):
+            if isinstance(row, BadRow):
+                raise DataError(f"{name} row {number}: {row.detail}")
+            yield row
+
+    def note(text: str) -> None:
+        logger.info("%s: %s", name, text)
 
     return Dataset.from_list(list(converted()))
 

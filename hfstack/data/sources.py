@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -30,8 +30,10 @@ from hfstack.data.reading.files import (
 )
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.layouts import Purpose
-from hfstack.data.reading.rows import OnBadRow, ReadReport, empty_quarantine, read_rows
-from hfstack.data.splitting import Splits, drop_overlap, hold_out, interleave, mix
+from hfstack.data.reading.parallel import join_parallel
+from hfstack.data.reading.read_report import ReadReport
+from hfstack.data.reading.rows import OnBadRow, empty_quarantine, read_rows
+from hfstack.data.splitting import Splits, drop_overlap, hold_out, interleave, mix, usual_share
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.ranges import refuse_out_of_range
@@ -41,11 +43,6 @@ logger = get_logger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _SHUFFLE_BUFFER_ROWS = 1000
-
-# What is held out when nobody says how much.
-_HELD_OUT_SHARE = 0.05
-_LEAST_HELD_OUT_ROWS = 20
-_MOST_HELD_OUT_SHARE = 0.2
 
 
 @dataclass
@@ -184,8 +181,8 @@ class DataArgs:
     """
 
     def __post_init__(self) -> None:
-        self.datasets = self._as_sources(self.datasets)
-        self.eval_datasets = self._as_sources(self.eval_datasets)
+        self.datasets = as_sources(self.datasets, self.document, self.max_row_mib)
+        self.eval_datasets = as_sources(self.eval_datasets, self.document, self.max_row_mib)
 
         if self.eval_fraction is not None and not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
@@ -210,28 +207,31 @@ class DataArgs:
         """
         if self.eval_fraction is not None:
             return self.eval_fraction
-        if not rows:
-            return _HELD_OUT_SHARE
-        return max(_HELD_OUT_SHARE, min(_LEAST_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
+        return usual_share(rows)
 
-    def _as_sources(self, given: Sequence[Source | str]) -> list[Source]:
-        """Return the sources, each with the settings that it has not itself."""
-        sources = [Source(each) if isinstance(each, str) else each for each in given]
-        return [
-            replace(
-                one,
-                document=self.document if one.document == "auto" else one.document,
-                max_row_mib=self.max_row_mib
-                if one.max_row_mib == MOST_ROW_MIB
-                else one.max_row_mib,
-            )
-            for one in sources
-        ]
+
+def as_sources(
+    given: Sequence[Source | str], document: Document = "auto", max_row_mib: float = MOST_ROW_MIB
+) -> list[Source]:
+    """Return sources, the files of one parallel text as one source.
+
+    `document` and `max_row_mib` are of those that say nothing of it themselves.
+    """
+    sources = [Source(each) if isinstance(each, str) else each for each in given]
+    for place, one in enumerate(sources):
+        unit = document if one.document == "auto" else one.document
+        most = max_row_mib if one.max_row_mib == MOST_ROW_MIB else one.max_row_mib
+        sources[place] = replace(one, document=unit, max_row_mib=most)
+
+    joined = join_parallel([one.path for one in sources])
+    return [replace(sources[first], path=path) for first, path in joined]
 
 
 def load_splits(
     args: DataArgs,
+    columns: Collection[str] | None = None,
     *,
+    purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
     row_counts: RowCounts | None = None,
 ) -> Splits:
@@ -242,6 +242,9 @@ def load_splits(
     both splits, except with `streaming`, where it is not checked.
 
     Args:
+        columns: those that are read, by default the text column. What other columns hold stops
+            nothing: one that changes its type, or is not in every row, is left out with a warning.
+        purpose: what published layouts are turned into, as in `standard_rows`.
         quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache
             when unset.
         row_counts: gets the rows of each split, and what was left out.
@@ -251,6 +254,7 @@ def load_splits(
     if not args.datasets:
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
 
+    columns = {args.text_column} if columns is None else set(columns)
     quarantine_file = empty_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
     row_counts = RowCounts() if row_counts is None else row_counts
@@ -258,13 +262,15 @@ def load_splits(
 
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
-            splits[name] = _stream(sources, args, quarantine_file)
+            splits[name] = _stream(sources, args, columns, quarantine_file)
         elif sources:
             splits[name] = load_mixture(
                 sources,
                 seed=args.split_seed,
                 on_bad_row=args.on_bad_row,
                 max_rows=args.max_rows,
+                purpose=purpose,
+                columns=columns,
                 quarantine_file=quarantine_file,
                 log=log,
             )
@@ -317,6 +323,7 @@ def load_mixture(
     on_bad_row: OnBadRow = "fail",
     max_rows: int | None = None,
     purpose: Purpose = "rows",
+    columns: Collection[str] | None = None,
     quarantine_file: Path | None = None,
     log: SourceLog | None = None,
 ) -> Dataset:
@@ -324,6 +331,7 @@ def load_mixture(
 
     Args:
         purpose: what published layouts are turned into, as in `standard_rows`.
+        columns: those that are read; None for all.
         log: gets the files and the number of rows of each source, for `describe_sources`.
     """
     log = {} if log is None else log
@@ -339,6 +347,7 @@ def load_mixture(
                 on_bad_row=on_bad_row,
                 max_rows=max_rows,
                 purpose=purpose,
+                columns=columns,
                 quarantine_file=quarantine_file,
                 bad_rows=bad_rows,
             )
@@ -362,10 +371,12 @@ def load_mixture(
 def iterate_rows(
     sources: Sequence[Source],
     *,
+    columns: Collection[str] | None = None,
     on_bad_row: OnBadRow = "fail",
     quarantine_file: Path | None = None,
     max_rows: int | None = None,
     seed: int = 0,
+    keep_places: bool = False,
     log: SourceLog | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the checked rows of the sources in constant memory, uncached.
@@ -373,7 +384,8 @@ def iterate_rows(
     Sources come one after another. When a weight is not 1, rows are sampled by weight and `seed`
     until one source is used up. `max_rows` counts per source. Missing files are found before the
     first row is read. `log` gets the files and the number of rows of each source when its end is
-    reached.
+    reached. `columns` are those that are read, None for all: rows may differ in others. With
+    `keep_places` a row that is left out comes as an UnreadRow.
     """
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError(
@@ -391,9 +403,11 @@ def iterate_rows(
             read = partial(
                 read_rows,
                 files,
+                columns=columns,
                 on_bad_row=on_bad_row,
                 quarantine_file=quarantine_file,
                 max_rows=max_rows,
+                keep_places=keep_places,
             )
             streams.append(_count_local(source, files, read, log))
         else:
@@ -420,7 +434,7 @@ def describe_sources(
         read = (log or {}).get(source.key, ReadSource())
         files = read.files or source.find_files()
         # an archive once, whatever number of files is in it
-        paths = dict.fromkeys(file.path for file in files)
+        paths = dict.fromkeys(path for file in files for path in file.paths)
         described = [fingerprint(path) for path in paths]
         record = {"path": source.path, "files": described, "rows": read.rows}
 
@@ -432,7 +446,10 @@ def describe_sources(
 
 
 def _stream(
-    sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None
+    sources: Sequence[Source],
+    args: DataArgs,
+    columns: Collection[str],
+    quarantine_file: Path | None,
 ) -> IterableDataset:
     if len(sources) == 1 and not sources[0].is_local:
         # keeps the shards of the Hub, so that workers share them
@@ -442,6 +459,7 @@ def _stream(
 
     settings = {
         "sources": tuple(sources),  # a list would be dealt out to the workers
+        "columns": frozenset(columns),
         "on_bad_row": args.on_bad_row,
         "quarantine_file": quarantine_file,
         "max_rows": args.max_rows,

@@ -13,8 +13,11 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-# An accuracy of 20 rows has a 95 % interval of 40 points.
+# What is held out when nobody says how much. An accuracy of 20 rows has a 95 % interval of 40
+# points.
+_HELD_OUT_SHARE = 0.05
 _FEW_HELD_OUT_ROWS = 20
+_MOST_HELD_OUT_SHARE = 0.2
 _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float64"}
 
 
@@ -97,6 +100,17 @@ def interleave(
 
             counts[index] += 1
             yield row
+
+
+def usual_share(rows: int | None) -> float:
+    """Return the share of the rows to hold out where nobody says how much.
+
+    Args:
+        rows: how many there are; None when that is not known.
+    """
+    if not rows:
+        return _HELD_OUT_SHARE
+    return max(_HELD_OUT_SHARE, min(_FEW_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
 
 
 def hold_out(

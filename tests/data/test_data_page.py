@@ -106,7 +106,7 @@ WHOLE: dict[str, tuple[str, Callable[[], str | bytes]]] = {
     "a table in a `.jsonl`": ("a.jsonl", lambda: "id,text\n1,a\n"),
     "a header without names": ("a.csv", lambda: ",\n1,a\n"),
     "a syntax error in a JSON array": ("a.json", lambda: '[{"text": "a"}, {"text" "b"}]'),
-    "UTF-16 without its mark": ("a.jsonl", lambda: lines(3).encode("utf-16-le")),
+    "bytes that are no text": ("a.jsonl", lambda: lines(3).encode("utf-32-le")),
 }
 
 

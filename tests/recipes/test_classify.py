@@ -228,7 +228,7 @@ def test_labels_that_cannot_be_learnt(classify, rows_file, tmp_path: Path):
         "dev.jsonl",
     )
     with pytest.raises(
-        DataError, match=r"eval row 4: label is 'ugly', which is none of the 2 labels bad, good"
+        DataError, match=r"dev\.jsonl line 4: label is 'ugly', which is none of the 2 labels bad,"
     ):
         classify(eval_datasets=held, output_dir=tmp_path / "a")
     mixed = rows_file(lambda row, n: row | {"label": n if n == 5 else row["label"]}, "mixed.jsonl")
@@ -238,7 +238,7 @@ def test_labels_that_cannot_be_learnt(classify, rows_file, tmp_path: Path):
         classify(
             datasets=rows_file(lambda row, n: row | {"label": "good"}), output_dir=tmp_path / "c"
         )
-    with pytest.raises(DataError, match=r"row 3 has no label in column 'label'"):
+    with pytest.raises(DataError, match=r"rows\.jsonl line 3: no label in column 'label'"):
         classify(
             datasets=rows_file(lambda row, n: row | {"label": None if n == 2 else row["label"]}),
             eval_datasets=rows_file(
@@ -253,7 +253,7 @@ def test_texts_that_cannot_be_read(
 ):
     held = rows_file(lambda row, n: row | {"text": f"dev {row['text']}"}, "dev.jsonl")
     empty = rows_file(lambda row, n: row | {"text": " " if n == 2 else row["text"]})
-    with pytest.raises(DataError, match=r"train row 3: the text is empty \(1 such rows\)"):
+    with pytest.raises(DataError, match=r"rows\.jsonl line 3: the text is empty; remove"):
         classify(datasets=empty, eval_datasets=held, output_dir=tmp_path / "a")
     metrics = classify(
         max_steps=1,

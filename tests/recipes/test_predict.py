@@ -2,7 +2,9 @@
 refuses.
 """
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
+from hfstack.runs.record import read_run
 from hfstack.tasks.classification.model import ClassifierInfo
 from hfstack.tasks.classification.predict import load_classify_predictor
 from hfstack.tasks.shared.predict import by_length, write_predictions
@@ -157,6 +160,70 @@ def test_by_length_keeps_the_order():
     assert batches == [[4, 3], [2, 1], [1]]
 
 
+def test_a_row_without_a_text_keeps_its_line(run_recipe, classifier: Path, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    texts = ['"the fox"', '" "', "null", "5", '"cut', '"the owl"']
+    rows.write_text("".join(f'{{"id": {i}, "text": {text}}}\n' for i, text in enumerate(texts)))
+    flags = [f"--model_name_or_path={classifier}", f"--datasets={rows}", "--keep_columns=id"]
+    with pytest.raises(DataError, match=r"rows\.jsonl line 5: column \d+: .*--on_bad_row skip"):
+        run_recipe("predict", *flags, f"--output_dir={tmp_path / 'fail'}")
+
+    out = tmp_path / "out"
+    metrics = run_recipe(
+        "predict", *flags, "--on_bad_row=skip", "--batch_size=1", f"--output_dir={out}"
+    )
+    assert metrics == {"rows": 6, "rows_without_prediction": 4}
+    found = lines(out / "predictions.jsonl")
+    assert [(line["id"], line.get("problem", "")[:14]) for line in found] == [
+        (0, ""),
+        (1, "text is empty"),
+        (2, "text is null"),
+        (3, "text is '5', n"),
+        (None, "column 24: Inv"),
+        (5, ""),
+    ]
+    assert found[1] == {"id": 1, "label": None, "probability": None, "probabilities": None} | {
+        "problem": "text is empty"
+    }
+    assert found[0]["label"] in ("low", "mid", "high")
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("rows.csv", "auto"), ("rows.jsonl", "csv")])
+def test_a_table_is_answered_by_a_table(
+    run_recipe,
+    classifier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    name: str,
+    chosen: str,
+):
+    rows = [{"id": "a,1", "text": "the fox"}, {"id": 'b"2', "text": ""}, {"id": "c", "text": "owl"}]
+    path, out = tmp_path / name, tmp_path / "out"
+    if name == "rows.csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    flags = [f"--model_name_or_path={classifier}", f"--datasets={path}", f"--format={chosen}"]
+    run_recipe("predict", *flags, "--keep_columns=id", f"--output_dir={out}")
+    with (out / "predictions.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == ["a,1", 'b"2', "c"]
+    assert [row["problem"] for row in found] == ["", "text is empty", ""]
+    chances = [float(found[0][f"probabilities.{label}"]) for label in ("low", "mid", "high")]
+    assert sum(chances) == pytest.approx(1, abs=1e-5)
+    assert float(found[0]["probability"]) == max(chances) and found[1]["label"] == ""
+    assert not (out / "predictions.jsonl").exists()
+    assert read_run(out).artifacts["predictions"] == "predictions.csv"
+    counts = Counter(row["label"] for row in found if row["label"])
+    printed = capsys.readouterr().out
+    assert "3 rows: " in printed and "1 rows without a prediction: text is empty" in printed
+    assert all(f", {number} {label}" in printed for label, number in counts.items())
+
+
 def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path):
     def predict(name: str, **changes: object) -> None:
         settings = {
@@ -177,9 +244,10 @@ def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Pat
     with pytest.raises(DataError, match=r"--keep_columns label: row 1 has id, text"):
         predict("d", keep_columns="label")
     blank = tmp_path / "blank.jsonl"
-    blank.write_text('{"text": "the fox"}\n{"text": "  "}\n')
-    with pytest.raises(DataError, match=r"row 2: the text is empty"):
+    blank.write_text('{"text": null}\n{"text": "  "}\n')
+    with pytest.raises(DataError, match=r"none of the 2 rows has an answer; .*: text is null"):
         predict("e", datasets=blank)
+    assert not list((tmp_path / "e").glob("*predictions*"))
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "adapter_config.json").write_text(
         json.dumps(

@@ -116,9 +116,16 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
     ]
     assert 0.5 < found[5]["entities"][0]["probability"] <= 1
     with pytest.raises(
-        DataError, match=r"row 7 has no column 'tokens', found text; set --text_column"
+        DataError, match=r"row 1 has no column 'tokens', found text; set --text_column"
     ):
-        predict([{"text": "a fox"}], 7)
+        predict([{"text": "a fox"}])
+    answers = predict([{"tokens": []}, {"tokens": ["fox"]}, {"tokens": ["a", 1]}, {"tokens": None}])
+    assert [answer.get("problem") for answer in answers] == [
+        "tokens is empty",
+        None,
+        "tokens is \"['a', 1]\", not a list of words",
+        "tokens is null",
+    ]
     with pytest.raises(ConfigError, match="--max_length 65 is longer than the model's context"):
         load_tag_predictor(ModelConfig(str(tmp_path / "out")), **load | {"max_length": 65})
 

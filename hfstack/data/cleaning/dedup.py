@@ -314,7 +314,7 @@ class Contamination:
 
         def texts() -> Iterator[str]:
             try:
-                for row in iterate_rows(sources, log=log):
+                for row in iterate_rows(sources, columns=(), log=log):
                     for text in strings_of(row):
                         yield clean(text).text
             except DataError as error:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,34 @@ class BadRow:
 
     reason: str
     detail: str
+
+
+class UnreadRow(dict[str, Any]):
+    """Stand for a row that cannot be used where each row has its place."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__()
+        self.problem = problem
+
+
+class UnfitNumber(float):
+    """NaN or Infinity, which Python writes into JSON although JSON has neither."""
+
+
+class UnfitText(str):
+    """The name of a column whose value no UTF-8 can hold: half of a surrogate pair."""
+
+
+UNFIT = {UnfitNumber, UnfitText}
+
+
+def unfit_value(value: UnfitNumber | UnfitText) -> BadRow:
+    """Say what is wrong with a value that no column can hold."""
+    if isinstance(value, UnfitNumber):
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return BadRow("bad JSON", f"{name} is not a JSON value; use null")
+    detail = f"half of a surrogate pair in {str(value)!r}, which no UTF-8 text can hold"
+    return BadRow("broken character", detail)
 
 
 # (line where the row begins, counted from 1; the row; its text in the file, where a row is a line)

@@ -1,37 +1,58 @@
-"""Read a file of words, one a line with its tags, as sentences (CoNLL)."""
+"""Read a file of words, one a line with its tags, as sentences (CoNLL).
+
+Which column holds the words and which the tags is read from the first lines: of CoNLL-2003 the
+first and the last, but some data number their words, or write the tag first.
+"""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes, read_lines
+from hfstack.data.reading.opening import open_bytes, read_head, read_lines
 
-_TAG = re.compile(r"O|[BIESLUM]-\S+")
+_TAG = re.compile(r"O|[BIESLUMW]-\S+")
 _DOCUMENT = "-DOCSTART-"
+_BLANKS = re.compile(r"[ \t]+")  # others, such as the wide blank of Chinese, are words
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """How many columns lines have, which hold words and tags, and the tags."""
+
+    width: int
+    words: int
+    tags: int
+    known: frozenset[str]
+
+    def is_comment(self, text: str, cells: list[str]) -> bool:
+        """Return whether a line before a sentence is none of its words: `# id 7`."""
+        is_word = len(cells) == self.width and cells[self.tags] in self.known
+        return text.startswith("#") and not is_word
 
 
 def is_conll(head: list[str]) -> bool:
     """Return whether the first lines of a text are words with a tag each.
 
-    All have as many columns, and the last one is an entity's tag, or O.
+    All have as many columns, and one of these holds tags of entities, or O.
     """
-    words = [line.split() for line in head if line.strip() and not line.startswith(_DOCUMENT)]
-    words = words[: max(len(words) - 1, 2)]  # the last one may be cut
-    tags = {cells[-1] for cells in words}
-    same = len({len(cells) for cells in words}) == 1 and len(words[0]) > 1
-    return same and "O" in tags and len(tags) > 1 and all(map(_TAG.fullmatch, tags))
+    return _tag_columns(_lines_of_words(head)) != []
 
 
 def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     """Yield sentences as rows of `tokens`, `tags` and a column for each other column.
 
-    A blank line or a line -DOCSTART- ends a sentence. The first column holds the words, the last
-    one the tags; `column_2` and so on those between. Columns are separated by tabs where a line has
-    one, else by blanks. A sentence with a line of other columns is a bad row.
+    A blank line or a line -DOCSTART- ends a sentence, a line `# ...` before one is a comment.
+    Columns are separated by tabs where a line has one, else by blanks; `column_2` is the second of
+    the file. A sentence with a line of other columns, or with an empty word, is a bad row.
     """
-    note("one row is a sentence; its tags are the last column")
-    width = 0
+    columns = _find_columns(read_head(file))
+    note(
+        f"one row is a sentence; its words are column {columns.words + 1}, its tags column "
+        f"{columns.tags + 1} of {columns.width}"
+    )
     sentence: list[list[str]] = []
     begin, bad, size_bytes = 1, None, 0
 
@@ -42,31 +63,95 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 bad = too_large(file.max_row_bytes)
                 sentence.clear()
             try:
-                text = line.decode().rstrip("\r\n")
+                text = line.decode()
             except UnicodeDecodeError as error:
                 bad = bad or bad_line(error, lines, line)
                 continue
 
-            cells = text.split("\t") if "\t" in text else text.split()
-            if not text.strip() or cells[0] == _DOCUMENT:
+            cells = _cells(text)
+            if not text.strip() or cells[0].startswith(_DOCUMENT):
                 if bad or sentence:
-                    yield begin, bad or _row_of(sentence), None
+                    yield begin, bad or _row_of(sentence, columns), None
                 sentence, bad, begin, size_bytes = [], None, number + 1, 0
-                continue
-
-            width = width or len(cells)
-            if len(cells) != width or width < 2:
-                detail = f"line {number} has {len(cells)} columns where the first has {width}"
-                if width < 2:
-                    detail = f"line {number} has a word without a tag: {text[:40]!r}"
-                bad = bad or BadRow("ragged row", detail)
-            sentence.append(cells)
+            elif sentence or bad or not columns.is_comment(text, cells):
+                bad = bad or _problem(number, cells, columns)
+                sentence.append(cells)
 
         if bad or sentence:
-            yield begin, bad or _row_of(sentence), None
+            yield begin, bad or _row_of(sentence, columns), None
 
 
-def _row_of(sentence: list[list[str]]) -> dict[str, list[str]]:
-    words, *others, tags = (list(column) for column in zip(*sentence, strict=True))
-    between = {f"column_{number}": column for number, column in enumerate(others, 2)}
-    return {"tokens": words, "tags": tags} | between
+def _cells(line: str) -> list[str]:
+    text = line.rstrip(" \t\r\n")
+    return text.split("\t") if "\t" in text else _BLANKS.split(text.lstrip(" "))
+
+
+def _lines_of_words(head: list[str]) -> list[list[str]]:
+    """Return the columns of the first lines that are words, without the comments."""
+    lines = [line for line in head if line.strip() and not line.startswith(_DOCUMENT)]
+    words = [_cells(line) for line in lines]
+    words = words[: max(len(words) - 1, 2)]  # the last one may be cut
+
+    # a word may be a #, as in tweets; comments have another number of columns, or no tag
+    plain = [cells for cells in words if not cells[0].startswith("#")] or words
+    columns = _columns_of(plain)
+    return [cells for cells in words if not columns.is_comment(cells[0], cells)]
+
+
+def _tag_columns(words: list[list[str]]) -> list[int]:
+    """Return the columns that hold tags of entities."""
+    width = len(words[0]) if words else 0
+    if width < 2 or any(len(cells) != width for cells in words):
+        return []
+
+    tags = [{cells[column] for cells in words} for column in range(width)]
+    return [
+        column
+        for column, found in enumerate(tags)
+        if "O" in found and len(found) > 1 and all(map(_TAG.fullmatch, found))
+    ]
+
+
+def _find_columns(head: list[str]) -> _Columns:
+    return _columns_of(_lines_of_words(head))
+
+
+def _columns_of(words: list[list[str]]) -> _Columns:
+    """Return which columns hold words and tags: as a rule the first and the last."""
+    width = Counter(map(len, words)).most_common(1)[0][0] if words else 0
+    words = [cells for cells in words if len(cells) == width]
+    if width < 2:
+        return _Columns(width, 0, 0, frozenset())
+
+    found = _tag_columns(words)
+    tags = width - 1 if not found or width - 1 in found else found[0]
+
+    # numbers of the words in their sentence, or the tag, may stand before the word
+    numbered = width > 2 and all(cells[0].isdigit() for cells in words)
+    place = 1 if numbered and any(cells[0] == "1" for cells in words) else 0
+    if place == tags:
+        place = width - 1
+    return _Columns(width, place, tags, frozenset(cells[tags] for cells in words))
+
+
+def _problem(number: int, cells: list[str], columns: _Columns) -> BadRow | None:
+    """Say what is wrong with the line of a word, or None."""
+    if columns.width < 2:
+        return BadRow("ragged row", f"line {number} has a word without a tag: {cells[0][:40]!r}")
+    if len(cells) != columns.width:
+        detail = f"line {number} has {len(cells)} columns where most have {columns.width}"
+        return BadRow("ragged row", detail)
+    if not cells[columns.words].strip(" "):
+        return BadRow("empty word", f"line {number} has an empty word")
+    return None
+
+
+def _row_of(sentence: list[list[str]], columns: _Columns) -> dict[str, list[str]]:
+    found = [list(column) for column in zip(*sentence, strict=True)]
+    row = {"tokens": found[columns.words], "tags": found[columns.tags]}
+    others = {
+        f"column_{place}": column
+        for place, column in enumerate(found, 1)
+        if place - 1 not in (columns.words, columns.tags)
+    }
+    return row | others

@@ -3,7 +3,7 @@
 import functools
 import glob
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ Document = Literal["auto", "file", "paragraph", "line"]
 
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "conll")
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+_BRACES = re.compile(r".+\.\{[^{},/]+(,[^{},/]+)+\}(\.[a-z0-9]+)?")
 _SUFFIX = re.compile(
     rf"\.({'|'.join(FORMATS)})({'|'.join(map(re.escape, COMPRESSIONS))})?$", re.IGNORECASE
 )
@@ -25,20 +26,30 @@ class DataFile:
     """A local file of rows: where it is, and how it must be read."""
 
     path: Path
-    format: str  # one of FORMATS, or arrow: of a folder that save_to_disk wrote
+    format: str  # one of FORMATS; arrow: of a folder that save_to_disk wrote; or parallel
     compression: str  # a suffix of COMPRESSIONS, or empty for a plain file
     member: str = ""  # the name in a zip archive, where `path` is one
     document: Document = "auto"  # of a txt file: what one document is
     label: str | None = None  # of a document: the folder that it is in, where folders are classes
     max_row_bytes: int = MOST_ROW_MIB << 20
+    beside: tuple["DataFile", ...] = ()  # of parallel text: the other languages' files
+    columns: tuple[str, ...] = ()  # of parallel text: the language of each file
 
     def __str__(self) -> str:
+        if self.beside:
+            alone = replace(self, beside=())
+            return " and ".join([str(alone), *(one.name for one in self.beside)])
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     @property
     def name(self) -> str:
         """The file's name without its folder."""
         return PurePath(self.member or self.path).name
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the bytes are that are read."""
+        return [self.path, *(one.path for one in self.beside)]
 
     @property
     def is_table(self) -> bool:
@@ -86,16 +97,23 @@ def is_archive(path: PurePath) -> bool:
     return path.suffix.lower() == ".zip"
 
 
+def is_in_braces(path: str) -> bool:
+    """Return whether a path means files of several languages: `train.{en,de}`."""
+    return _BRACES.fullmatch(path) is not None
+
+
 def looks_local(path: str) -> bool:
     """Return whether a path means local files.
 
-    It exists, or has a glob character, a data suffix, or a leading `.` `/` `~`.
+    It exists, or has a glob character, languages in braces, a data suffix, or a leading `.` `/`
+    `~`.
     """
     return (
         has_known_suffix(path)
         or is_archive(PurePath(path))
         or path[:1] in "./~"
         or glob.has_magic(path)
+        or is_in_braces(path)
         or Path(path).exists()
     )
 

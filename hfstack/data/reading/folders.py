@@ -13,12 +13,21 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from hfstack.data.reading.files import (
+    COMPRESSIONS,
     DataFile,
     Document,
     data_file,
     has_known_suffix,
     is_archive,
+    is_in_braces,
     known_suffixes,
+)
+from hfstack.data.reading.parallel import (
+    files_in_braces,
+    join_parallel,
+    language_of,
+    parallel_file,
+    parallel_groups,
 )
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
@@ -60,21 +69,23 @@ def expand_files(path: str, split: str = "train", document: Document = "auto") -
     place = Path(path).expanduser()
     if place.is_file():
         return _files_at(place, split, document)
+    if is_in_braces(path):
+        return [files_in_braces(path)]
     if place.is_dir():
         found = [
             (PurePosixPath(file.relative_to(place).as_posix()), file)
             for file in place.rglob("*")
-            if has_known_suffix(file.name) and file.is_file()
+            if _may_be_data(file.name) and file.is_file()
         ]
-        placed = [(below, data_file(file)) for below, file in found if not _is_hidden(below)]
-        return _files_of_tree(place, placed, split, document)
+        return _files_of_tree(place, _placed(found), split, document)
 
     if glob.has_magic(path):
         names = glob.glob(str(place), recursive=True)  # noqa: PTH207  Path.glob refuses absolute patterns
-        files = sorted(file for file in map(Path, names) if file.is_file())
+        files = sorted(name for name in names if Path(name).is_file())
         if not files:
             raise DataError(f"{path}: no file matches this pattern")
-        return [one for file in files for one in _files_at(file, split, document)]
+        joined = join_parallel(files)
+        return [one for _, file in joined for one in expand_files(file, split, document)]
 
     siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
     close = difflib.get_close_matches(place.name, siblings, n=1)
@@ -85,18 +96,63 @@ def expand_files(path: str, split: str = "train", document: Document = "auto") -
 def _files_at(file: Path, split: str, document: Document) -> list[DataFile]:
     """Return a file, or the files in it when it is an archive."""
     if not is_archive(file):
-        return [replace(data_file(file), document=document)]
+        return [replace(_one_file(file), document=document)]
     try:
         with zipfile.ZipFile(file) as archive:
             listed = [one.filename for one in archive.infolist() if not one.is_dir()]
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{file}: this is no whole zip archive: {error}") from error
 
-    members = [(PurePosixPath(name), name) for name in listed if has_known_suffix(name)]
+    members = [(PurePosixPath(name), file) for name in listed if _may_be_data(name)]
+    return _files_of_tree(file, _placed(members, in_archive=True), split, document)
+
+
+def _one_file(file: Path) -> DataFile:
+    """Return a file by its name: of a format, or of lines of one language."""
+    language = None if has_known_suffix(file.name) else language_of(file.name)
+    if language is None:
+        return data_file(file)
+
+    others = [one.name for one in file.parent.iterdir() if language_of(one.name)]
+    group = parallel_groups([PurePosixPath(name) for name in others])
+    beside = next((names for names in group if file.name in map(str, names.values())), {})
+    if len(beside) > 1:
+        joined = ", ".join(str(name) for name in beside.values() if str(name) != file.name)
+        logger.info("%s is read alone; for parallel text name %s as well", file, joined)
+    compression = next((each for each in COMPRESSIONS if file.name.endswith(each)), "")
+    return parallel_file({language: DataFile(file, "parallel", compression)})
+
+
+def _may_be_data(name: str) -> bool:
+    return has_known_suffix(name) or language_of(name) is not None
+
+
+def _placed(found: list[tuple[PurePosixPath, Path]], *, in_archive: bool = False) -> list[Placed]:
+    """Return the data files among those found, parallel text as one file.
+
+    Args:
+        found: where each is below what was named, and its path or that of the archive.
+        in_archive: the first is the name of a member.
+    """
+    paths = {below: path for below, path in found if not _is_hidden(below)}
+    known = [below for below in paths if has_known_suffix(below.name)]
     placed = [
-        (below, data_file(file, member=name)) for below, name in members if not _is_hidden(below)
+        (below, data_file(paths[below], member=str(below) if in_archive else "")) for below in known
     ]
-    return _files_of_tree(file, placed, split, document)
+
+    for group in parallel_groups([below for below in paths if below not in set(known)]):
+        if len(group) > 1:  # a file of one language alone is as likely none of the data
+            files = {
+                language: DataFile(
+                    paths[below],
+                    "parallel",
+                    below.suffix if below.suffix in COMPRESSIONS else "",
+                    str(below) if in_archive else "",
+                )
+                for language, below in group.items()
+            }
+            placed.append((next(iter(group.values())), parallel_file(files)))
+    return placed
 
 
 def _is_hidden(below: PurePosixPath) -> bool:
@@ -115,6 +171,8 @@ def _files_of_tree(
     formats = sorted({file.format for _, file in chosen})
     if len(formats) > 1:
         hint = f"choose by a glob, e.g. '{root}/*.{formats[0]}'"
+        if "parallel" in formats:
+            hint = "name the files of the parallel text, e.g. train.en train.de"
         if what == "archive":
             hint = "unpack it, and name the files"
         raise DataError(f"{root}: this {what} mixes {' and '.join(formats)} files; {hint}")

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow
 import pyarrow.compute
@@ -22,6 +22,8 @@ from hfstack.data.reading.bad_rows import (
     BadRow,
     Note,
     NumberedRow,
+    UnfitNumber,
+    UnfitText,
     bad_line,
     nests_too_deeply,
     too_large,
@@ -29,6 +31,7 @@ from hfstack.data.reading.bad_rows import (
 from hfstack.data.reading.conll import read_conll
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, read_lines
+from hfstack.data.reading.parallel import read_parallel
 from hfstack.data.reading.plain_text import read_txt
 from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
@@ -55,6 +58,8 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
             return _read_parquet(file)
         case "arrow":
             return _read_arrow(file)
+        case "parallel":
+            return read_parallel(file, note)
         case "conll":
             return read_conll(file, note)
         case _:
@@ -71,11 +76,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value; use null")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+# whether such a number stops the run depends on its column
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=UnfitNumber)
 
 
 def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
@@ -110,7 +112,7 @@ def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
             elif line.count(b"[") + line.count(b"{") > MOST_LEVELS:
                 row = nests_too_deeply(row) or row
             if b"\\u" in line and type(row) is dict:
-                row = _broken_character(row) or row
+                row = _mark_broken_characters(row)
 
             yield number, row, text if text is not None else line.decode(errors="backslashreplace")
 
@@ -130,21 +132,27 @@ def _decode_indented(
     return bad_line(error, lines, line)
 
 
-def _broken_character(row: dict[str, Any]) -> BadRow | None:
-    """Return what is wrong with a row that holds half of a surrogate pair, or None.
+def _mark_broken_characters(row: dict[str, Any]) -> dict[str, Any] | BadRow:
+    """Replace values that hold half of a surrogate pair by what names their column.
 
-    JSON can spell it, UTF-8 and Arrow cannot.
+    JSON can spell it, UTF-8 and Arrow cannot. A key that holds one makes the row a bad one.
     """
     for key, value in row.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         try:
             f"{key}{text}".encode()
         except UnicodeEncodeError:
-            return BadRow(
-                "broken character",
-                f"half of a surrogate pair in {key!a}, which no UTF-8 text can hold",
-            )
-    return None
+            if not _is_utf_8(key):
+                return BadRow(
+                    "broken character",
+                    f"half of a surrogate pair in {key!a}, which no UTF-8 text can hold",
+                )
+            row[key] = UnfitText(key)
+    return row
+
+
+def _is_utf_8(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
 
 
 def _refuse_other_format(file: DataFile, number: int, line: bytes) -> None:
@@ -188,6 +196,7 @@ class _JsonArray:
         self._at = 0
         self._line = 1
         self._in_object = False
+        self._has_escapes = False  # of characters by number, in the value decoded last
 
     def find_data(self) -> bool:
         """Move to the objects below the key `data` of a document, if it is such a one."""
@@ -229,7 +238,10 @@ class _JsonArray:
         line = self._line
         value = self._decoded()
         if isinstance(value, dict):
-            return line, nests_too_deeply(value) or _broken_character(value) or value, None
+            bad = nests_too_deeply(value)
+            if bad is None and self._has_escapes:
+                return line, _mark_broken_characters(value), None
+            return line, bad or value, None
         return line, BadRow("not an object", "expected an object {...}"), None
 
     def _decoded(self) -> Any:
@@ -259,6 +271,7 @@ class _JsonArray:
             if end == len(self._text) and self._read_more():
                 continue
 
+            self._has_escapes = self._text.find("\\u", self._at, end) >= 0
             self._move(end)
             return value
 

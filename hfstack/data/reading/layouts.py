@@ -1,12 +1,16 @@
 """Turn the rows of datasets, as they are published, into standard columns.
 
-A layout is recognised by its keys. Questions on texts always become one row a question. What a row
-of two answers or of a message tree becomes depends on the purpose: preferences, or conversations.
+A layout is recognised by its keys. Questions on texts always become one row a question. Rows of two
+answers and trees of messages become what is asked for: preferences, or conversations.
 
     SQuAD, CMRC    articles with paragraphs and qas -> id, title, context, question, answers
     hh-rlhf        chosen, rejected as "\\n\\nHuman: ... \\n\\nAssistant: ..." -> conversations
     SHP            history, human_ref_A, human_ref_B, labels -> prompt, chosen, rejected
     LLaMA-Factory  conversations, chosen, rejected as turns -> prompt, chosen, rejected
+                   conversations, kto_tag -> prompt, completion, label
+                   instruction, input, history and answers as text -> the same
+    OpenAssistant  message_id, parent_id, text, rank; or trees with replies -> messages, or prompt,
+                   completions, ranks
 """
 
 import re
@@ -16,8 +20,15 @@ from itertools import chain
 from typing import Any, Literal
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow
+from hfstack.data.reading.message_trees import (
+    best_conversation,
+    gather_trees,
+    is_message,
+    is_tree,
+    ranked_answers,
+)
 
-Purpose = Literal["rows", "preferences"]
+Purpose = Literal["rows", "conversations", "preferences"]
 Row = dict[str, Any]
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -35,6 +46,8 @@ class Layout:
     matches: Callable[[Row], bool]
     convert: Callable[[Row], Iterable[Row | BadRow]]
     purpose: Purpose = "rows"  # "rows": whatever is asked for
+    # makes the rows to convert of those of the file, where one of them is spread over several
+    gather: Callable[[Iterator[NumberedRow]], Iterator[NumberedRow]] | None = None
 
 
 def layout_of(row: Row, purpose: Purpose) -> Layout | None:
@@ -60,18 +73,28 @@ def standard_rows(
     if layout is None:
         return whole
     note(f"rows are read as {layout.name}")
-    return _converted(whole, layout)
+    return _converted(whole, layout, note)
 
 
-def _converted(numbered: Iterator[NumberedRow], layout: Layout) -> Iterator[NumberedRow]:
-    for line, row, text in numbered:
+def _converted(
+    numbered: Iterator[NumberedRow], layout: Layout, note: Note
+) -> Iterator[NumberedRow]:
+    found, without = 0, 0
+    for line, row, text in numbered if layout.gather is None else layout.gather(numbered):
         if isinstance(row, BadRow):
             yield line, row, text
-        elif not layout.matches(row):
+        elif layout.gather is None and not layout.matches(row):
             yield line, BadRow("other layout", f"expected {layout.name}, got {list(row)}"), text
         else:
-            for each in layout.convert(row):
+            rows = list(layout.convert(row))
+            found, without = found + len(rows), without + (not rows)
+            for each in rows:
                 yield line, each, text
+
+    if without and not found:
+        yield 1, BadRow("nothing in it", f"none of the {without} rows has what is asked for"), None
+    elif without:
+        note(f"{without} of them have nothing of that")
 
 
 def _is_article(row: Row) -> bool:
@@ -165,32 +188,98 @@ def _shp_pair(row: Row) -> Iterator[Row | BadRow]:
     better, worse = ("A", "B") if row["labels"] else ("B", "A")
     pair = {"prompt": row["history"]}
     pair |= {"chosen": row[f"human_ref_{better}"], "rejected": row[f"human_ref_{worse}"]}
-    yield pair | {name: value for name, value in row.items() if name not in _SHP}
+    yield pair | _rest(row, *_SHP)
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and {"from", "value"} <= value.keys()
+    keys = value.keys() if isinstance(value, dict) else set()
+    return {"from", "value"} <= keys or {"role", "content"} <= keys
+
+
+def _turns_of(row: Row) -> list[Row]:
+    """Return the conversation of a row, none where it has no such column."""
+    turns = row.get("conversations", row.get("messages"))
+    return turns if isinstance(turns, list) and all(map(_is_turn, turns)) else []
 
 
 def _is_turn_pair(row: Row) -> bool:
-    turns = row.get("conversations")
-    return (
-        isinstance(turns, list)
-        and all(map(_is_turn, [*turns, row.get("chosen"), row.get("rejected")]))
-        and bool(turns)
-    )
+    return bool(_turns_of(row)) and _is_turn(row.get("chosen")) and _is_turn(row.get("rejected"))
 
 
 def _turn_pair(row: Row) -> Iterator[Row | BadRow]:
     """Yield the conversation as the prompt, and each answer as the turn after it."""
-    turns: Row = {"prompt": row["conversations"], "chosen": [row["chosen"]]}
-    turns["rejected"] = [row["rejected"]]
-    rest = {name: value for name, value in row.items() if name not in (*turns, "conversations")}
-    yield {name: [_standard_turn(turn) for turn in value] for name, value in turns.items()} | rest
+    pair = {"prompt": _turns_of(row), "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
+    yield _standard_turns(pair) | _rest(row, *pair, "conversations", "messages")
+
+
+def _is_tagged(row: Row) -> bool:
+    tag = row.get("kto_tag", row.get("label"))
+    return bool(_turns_of(row)) and isinstance(tag, bool) and "prompt" not in row
+
+
+def _tagged_answer(row: Row) -> Iterator[Row | BadRow]:
+    """Yield the last turn as the answer, with its thumb."""
+    turns = _turns_of(row)
+    parts = _standard_turns({"prompt": turns[:-1], "completion": turns[-1:]})
+    if parts["completion"][0]["role"] != "assistant":
+        yield BadRow("no answer", "the last turn of a conversation with a thumb must answer")
+        return
+    thumb = {"label": row.get("kto_tag", row.get("label"))}
+    yield parts | thumb | _rest(row, "conversations", "messages", "kto_tag", "label")
+
+
+def _standard_turns(parts: dict[str, list[Row]]) -> Row:
+    return {name: [_standard_turn(turn) for turn in turns] for name, turns in parts.items()}
 
 
 def _standard_turn(turn: Row) -> Row:
-    return {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    """Return a turn with `role` and `content`; other keys stay beside them."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    named = {"role": _SHAREGPT_ROLES.get(str(role), role), "content": content}
+    return named | _rest(turn, "role", "from", "content", "value")
+
+
+def _is_alpaca(row: Row, *answers: str) -> bool:
+    return all(isinstance(row.get(name), str) for name in ("instruction", *answers))
+
+
+def _is_alpaca_pair(row: Row) -> bool:
+    return _is_alpaca(row, "chosen", "rejected") and "prompt" not in row
+
+
+def _is_alpaca_tagged(row: Row) -> bool:
+    return _is_alpaca(row, "output") and isinstance(row.get("kto_tag"), bool)
+
+
+def _alpaca_pair(row: Row) -> Iterator[Row | BadRow]:
+    yield {"prompt": _alpaca_prompt(row)} | _rest(row, "instruction", "input", "query", "history")
+
+
+def _alpaca_tagged(row: Row) -> Iterator[Row | BadRow]:
+    answer = {"completion": row["output"], "label": row["kto_tag"]}
+    rest = _rest(row, "instruction", "input", "query", "history", "output", "kto_tag")
+    yield {"prompt": _alpaca_prompt(row)} | answer | rest
+
+
+def _alpaca_prompt(row: Row) -> str | list[Row]:
+    """Return instruction and input as one text, or as the turn behind the history."""
+    parts = [row["instruction"], row.get("input") or row.get("query")]
+    text = "\n".join(part for part in parts if part)
+    history = row.get("history") or []
+    if not history:
+        return text
+
+    roles = ("user", "assistant")
+    earlier = [
+        {"role": role, "content": said}
+        for pair in history
+        for role, said in zip(roles, pair, strict=True)
+    ]
+    return [*earlier, {"role": "user", "content": text}]
+
+
+def _rest(row: Row, *names: str) -> Row:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 _LAYOUTS = (
@@ -198,4 +287,23 @@ _LAYOUTS = (
     Layout("dialogues of Human and Assistant, as in hh-rlhf", _is_hh, _hh_pair, "preferences"),
     Layout("answers A and B, as in SHP", lambda row: row.keys() >= _SHP, _shp_pair, "preferences"),
     Layout("a conversation with two answers", _is_turn_pair, _turn_pair, "preferences"),
+    Layout("a conversation with a thumb", _is_tagged, _tagged_answer, "preferences"),
+    Layout("an instruction with two answers", _is_alpaca_pair, _alpaca_pair, "preferences"),
+    Layout("an instruction with a thumb", _is_alpaca_tagged, _alpaca_tagged, "preferences"),
+    Layout("trees of messages, their ranked answers", is_tree, ranked_answers, "preferences"),
+    Layout("trees of messages, their best replies", is_tree, best_conversation, "conversations"),
+    Layout(
+        "messages of trees, their ranked answers",
+        is_message,
+        ranked_answers,
+        "preferences",
+        gather_trees,
+    ),
+    Layout(
+        "messages of trees, their best replies",
+        is_message,
+        best_conversation,
+        "conversations",
+        gather_trees,
+    ),
 )

@@ -67,6 +67,12 @@ def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
+def read_head(file: DataFile) -> list[str]:
+    """Return the lines of the first MiB of a text."""
+    with open_bytes(file) as start:
+        return start.read(1 << 20).decode(errors="replace").splitlines()
+
+
 def read_lines(file: DataFile, stream: io.BufferedReader) -> Iterator[bytes]:
     """Yield the lines of an open file, of a too long one its beginning.
 
@@ -113,7 +119,7 @@ def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.Buffere
         case ".gz":
             raw = gzip.GzipFile(fileobj=stored)
         case ".zst":
-            raw = _ZstdFile(stored)
+            raw = _FileOfPieces(_unpack_zstd(stored))
         case ".xz":
             raw = lzma.LZMAFile(stored)  # noqa: SIM115  closed with `stored`
         case ".bz2":
@@ -131,17 +137,29 @@ def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
         stream.read(len(codecs.BOM_UTF8))
         return stream
 
-    for mark, encoding in _MARKS.items():
-        if head.startswith(mark):
-            return io.BufferedReader(_RecodedFile(file, stream, encoding), 1 << 20)
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
 
     # Latin text in UTF-16 is every second byte a zero, and would be read as text with zeros.
-    if head.count(0) * 8 > len(head):
-        raise DataError(
-            f"{file}: {head.count(0) / len(head):.0%} of the bytes are zero: this is UTF-16 "
-            "without a byte order mark, or no text; convert it to UTF-8"
-        )
+    if not encoding and head.count(0) * 8 > len(head):
+        encoding = _unmarked_utf16(head)
+        if not encoding:
+            raise DataError(
+                f"{file}: {head.count(0) / len(head):.0%} of the bytes are zero: this is no text, "
+                "or in an encoding that it does not name; convert it to UTF-8"
+            )
+
+    if encoding:
+        return io.BufferedReader(_FileOfPieces(_recode(file, stream, encoding)), 1 << 20)
     return stream
+
+
+def _unmarked_utf16(head: bytes) -> str:
+    """Return which UTF-16 a text is in, by where its zeros stand, or nothing."""
+    # the high bytes of letters, digits and line ends are zero, the low ones never
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if even and odd:
+        return ""
+    return "utf-16-le" if odd else "utf-16-be"
 
 
 class _BoundedFile(io.RawIOBase):
@@ -168,13 +186,12 @@ class _BoundedFile(io.RawIOBase):
         return size
 
 
-class _RecodedFile(io.RawIOBase):
-    """The bytes in UTF-8 of a text in another encoding of Unicode."""
+class _FileOfPieces(io.RawIOBase):
+    """The bytes that come in pieces of any size, as a file."""
 
-    def __init__(self, file: DataFile, stream: io.BufferedReader, encoding: str) -> None:
-        self._file, self._stream, self._encoding = file, stream, encoding
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._plain = memoryview(b"")
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = memoryview(b"")
         self._position = 0
 
     def readable(self) -> bool:
@@ -184,70 +201,59 @@ class _RecodedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        while not self._plain:
-            chunk = self._stream.read(_CHUNK)
-            try:
-                self._plain = memoryview(self._decoder.decode(chunk, final=not chunk).encode())
-            except UnicodeDecodeError as error:
-                offset = self._stream.tell() - len(error.object) + error.start
-                name = self._encoding.upper()
-                raise DataError(f"{self._file}: invalid {name} at byte {offset}") from error
-            if not chunk:
-                break
+        while not self._piece:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._piece = memoryview(piece)
 
-        # A view, so that what is left is not copied with each piece that is taken.
-        size = min(len(buffer), len(self._plain))
-        buffer[:size] = self._plain[:size]
-        self._plain = self._plain[size:]
+        # A view, so that what is left is not copied with each part that is taken.
+        size = min(len(buffer), len(self._piece))
+        buffer[:size] = self._piece[:size]
+        self._piece = self._piece[size:]
         self._position += size
-
         return size
 
 
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a .zst file of one or more frames.
+def _recode(file: DataFile, stream: io.BufferedReader, encoding: str) -> Iterator[bytes]:
+    """Yield in UTF-8 a text that is in another encoding of Unicode."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    chunk = b" "
+    while chunk:
+        chunk = stream.read(_CHUNK)
+        try:
+            yield decoder.decode(chunk, final=not chunk).encode()
+        except UnicodeDecodeError as error:
+            offset = stream.tell() - len(error.object) + error.start
+            name = encoding.upper()
+            raise DataError(f"{file}: invalid {name} at byte {offset}") from error
+
+
+def _unpack_zstd(stored: BinaryIO) -> Iterator[bytes]:
+    """Yield the plain bytes of a .zst file of one or more frames.
 
     zstandard's own reader ends silently where a file is truncated, so the end of every frame is
     checked here. It is fed in small pieces: four bytes of a frame can stand for 128 KiB, and all
     that a piece stands for comes back at once.
     """
+    frame: Any = None
+    packed, at = memoryview(b""), 0
+    while True:
+        if at == len(packed):
+            packed, at = memoryview(stored.read(_CHUNK)), 0
+        fed = packed[at : at + _FED_BYTES]
+        if not fed:
+            break
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._frame: Any = None
-        self._compressed, self._at = memoryview(b""), 0
-        self._plain = memoryview(b"")
-        self._position = 0
+        if frame is None:
+            frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        yield frame.decompress(fed)
+        at += len(fed)
 
-    def readable(self) -> bool:
-        return True
+        # What follows the end of a frame belongs to the next one.
+        if frame.eof:
+            at -= len(frame.unused_data)
+            frame = None
 
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._plain:
-            if self._at == len(self._compressed):
-                self._compressed, self._at = memoryview(self._file.read(_CHUNK)), 0
-            fed = self._compressed[self._at : self._at + _FED_BYTES]
-            if not fed:
-                if self._frame is not None:
-                    raise EOFError("it ends in the middle of a zstd frame")
-                return 0
-
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._plain = memoryview(self._frame.decompress(fed))
-            self._at += len(fed)
-
-            # What follows the end of a frame belongs to the next one.
-            if self._frame.eof:
-                self._at -= len(self._frame.unused_data)
-                self._frame = None
-
-        size = min(len(buffer), len(self._plain))
-        buffer[:size] = self._plain[:size]
-        self._plain = self._plain[size:]
-        self._position += size
-
-        return size
+    if frame is not None:
+        raise EOFError("it ends in the middle of a zstd frame")

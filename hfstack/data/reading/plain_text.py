@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from hfstack.data.reading.bad_rows import Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.conll import is_conll, read_conll
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes, read_lines
+from hfstack.data.reading.opening import open_bytes, read_head, read_lines
 
 _END_OF_TEXT = "<|endoftext|>"
 _LINE, _FILE = "a line", "a file"
@@ -18,7 +18,7 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     A document is what `file.document` says; by itself the text between `<|endoftext|>` lines, else
     a paragraph between blank lines, else a line.
     """
-    if file.document == "auto" and is_conll(_head(file)):
+    if file.document == "auto" and is_conll(read_head(file)):
         yield from read_conll(file, note)
         return
 
@@ -70,7 +70,7 @@ def _document_end(file: DataFile) -> tuple[Callable[[str], bool], str]:
     document per line is not glued together. Lines `<|endoftext|>` are separators whatever was
     asked.
     """
-    head = _head(file)
+    head = read_head(file)
 
     if any(line.strip() == _END_OF_TEXT for line in head):
         return lambda line: line == _END_OF_TEXT, f"the text between lines {_END_OF_TEXT}"
@@ -87,9 +87,3 @@ def _document_end(file: DataFile) -> tuple[Callable[[str], bool], str]:
     if unit == "paragraph":
         return lambda line: not line, "a paragraph, blank lines between"
     return lambda line: True, _LINE
-
-
-def _head(file: DataFile) -> list[str]:
-    """Return the lines of the first MiB."""
-    with open_bytes(file) as start:
-        return start.read(1 << 20).decode(errors="replace").splitlines()

@@ -8,21 +8,19 @@ quarantined, and is counted by reason.
 """
 
 import json
-import math
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hfstack.data.reading.bad_rows import BadRow, NumberedRow
+from hfstack.data.reading.bad_rows import BadRow, NumberedRow, UnreadRow
+from hfstack.data.reading.checker import RowChecker, has_odd_number
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.formats import read_file
 from hfstack.data.reading.layouts import Purpose, standard_rows
+from hfstack.data.reading.read_report import ReadReport
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -30,71 +28,6 @@ logger = get_logger(__name__)
 
 OnBadRow = Literal["fail", "skip", "quarantine"]
 FIRST_ROWS = 100  # rows that decide the keys and the types of a source
-# key orders, and paths inside objects: data must not be able to fill the memory
-_MOST_REMEMBERED = 10_000
-
-_VALUE_KINDS = {
-    str: "text",
-    int: "integer",
-    float: "number",
-    bool: "true/false",
-    list: "list",
-    dict: "object",
-}
-_NUMBER_KINDS = {"integer", "number"}
-# Only the spelling that Python itself would write is a number: "007", "+5" and "1e3" stay text.
-_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
-_DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
-
-
-@dataclass
-class ReadReport:
-    """What a read found: good rows, bad rows by reason, nulls by column, and where.
-
-    `notes` counts the files of which each sentence is true.
-    """
-
-    rows: int = 0
-    bad_rows: dict[str, int] = field(default_factory=dict)
-    first_bad: dict[str, str] = field(default_factory=dict)
-    bad_files: dict[str, int] = field(default_factory=dict)
-    nulls: dict[str, int] = field(default_factory=dict)
-    first_null: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-
-    def note(self, text: str) -> None:
-        """Count a file of which something is worth saying."""
-        self.notes[text] = self.notes.get(text, 0) + 1
-
-    def log(self, name: str) -> None:
-        """Log one line per note, per reason and per column with nulls, whatever the files."""
-        for text, count in self.notes.items():
-            logger.info("%s: %s%s", name, text, f" ({count} files)" if count > 1 else "")
-
-        total = self.rows + sum(self.bad_rows.values())
-        for reason, count in self.bad_rows.items():
-            logger.warning(
-                "%s: left out %d of %d rows: %s; first: %s",
-                name,
-                count,
-                total,
-                reason,
-                self.first_bad[reason],
-            )
-
-        for what, count in self.bad_files.items():
-            others = f" and {count - 1} more" if count > 1 else ""
-            logger.warning("%s%s: %s", self.first_bad[what], others, what)
-
-        for column, count in self.nulls.items():
-            logger.warning(
-                "%s: column %r is null in %d of %d rows; first: %s",
-                name,
-                column,
-                count,
-                self.rows,
-                self.first_null[column],
-            )
 
 
 def read_rows(
@@ -104,6 +37,8 @@ def read_rows(
     quarantine_file: Path | None = None,
     max_rows: int | None = None,
     purpose: Purpose = "rows",
+    columns: Collection[str] | None = None,
+    keep_places: bool = False,
     report: ReadReport | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the checked rows of the files of one source, in constant memory.
@@ -115,6 +50,9 @@ def read_rows(
             detail, text} per line, after what it holds.
         max_rows: stop after this many good rows.
         purpose: what the rows are for, as in `standard_rows`.
+        columns: those that are read. What others hold makes no row a bad one: `report.left_out`
+            names those that are not in every row, or change their type. None for all.
+        keep_places: yield an UnreadRow for each row that is left out.
         report: filled while reading, and logged at the end.
 
     Raises DataError when there is no good row.
@@ -124,7 +62,7 @@ def read_rows(
 
     with ExitStack() as stack:
         reject = _rejecter(on_bad_row, quarantine_file, report, stack, files[0])
-        checker = _Checker(report)
+        checker = RowChecker(report, columns)
 
         for file in files:
             empty = True
@@ -132,14 +70,18 @@ def read_rows(
                 empty = False
                 if not isinstance(row, dict):
                     reject(file, line, row, None, text)
+                    if keep_places:
+                        yield UnreadRow(row.detail)
                     continue
 
                 # The keys and types of a flat row that was accepted before need no second look.
                 shape = (*row, *map(type, row.values()))
-                if shape not in checker.accepted or _has_odd_number(row, shape):
+                if shape not in checker.accepted or has_odd_number(row, shape):
                     bad = checker.examine(row, shape, file, line)
                     if bad:
                         reject(file, line, bad, row, text)
+                        if keep_places:
+                            yield UnreadRow(bad.detail)
                         continue
 
                 report.rows += 1
@@ -240,7 +182,7 @@ def _rejecter(
 
 
 def _with_first_rows(
-    file: DataFile, purpose: Purpose, checker: "_Checker"
+    file: DataFile, purpose: Purpose, checker: RowChecker
 ) -> Iterator[NumberedRow]:
     """Read a file; find the columns of its source from the first rows, if unknown."""
     numbered = standard_rows(read_file(file, checker.report.note), purpose, checker.report.note)
@@ -250,211 +192,6 @@ def _with_first_rows(
         numbered = chain(first, numbered)
 
     return checker.with_numbers(numbered) if file.is_table else numbered
-
-
-class _Checker:
-    """Knows the keys and types of a source, and finds the row that differs from them."""
-
-    def __init__(self, report: ReadReport) -> None:
-        self.keys: tuple[str, ...] = ()
-        self.accepted: set[tuple[Any, ...]] = set()  # shapes of flat rows without nulls
-        self.report = report
-        self._key_place = ""
-        # column, or path inside one -> kind, first place
-        self._kinds: dict[str, tuple[str, str]] = {}
-        self._number_columns: dict[str, type] = {}
-
-    def find_columns(self, file: DataFile, rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Find the keys, and the kind of value of each column, that most first rows have."""
-        if not rows:
-            return
-        common = Counter(frozenset(row) for _, row in rows).most_common(1)[0][0]
-        rows = [(line, row) for line, row in rows if row.keys() == common]
-        line, row = rows[0]
-        self.keys, self._key_place = tuple(row), f"{file.path.name} line {line}"
-
-        for column in self.keys:
-            # The cells of a table are all text: whether they spell numbers is what matters.
-            if file.is_table:
-                if number := _number_type([row[column] for _, row in rows]):
-                    self._number_columns[column] = number
-                continue
-
-            kinds = [(_kind(row[column]), line) for line, row in rows if row[column] is not None]
-            if kinds:
-                kind, line = _commonest(kinds)
-                self._kinds[column] = kind, f"{file.path.name} line {line}"
-
-    def with_numbers(self, numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
-        """Turn the cells of number columns into numbers, an empty one into null.
-
-        Every other cell stays text.
-        """
-        columns = self._number_columns
-        for line, row, text in numbered:
-            result: dict[str, Any] | BadRow = row
-            if columns and type(row) is dict:
-                for column, number in columns.items():
-                    cell = row.get(column, "")
-                    if cell == "":
-                        row[column] = None
-                    elif _INTEGER.fullmatch(cell):
-                        row[column] = number(cell)
-                    elif number is float and _DECIMAL.fullmatch(cell):
-                        row[column] = float(cell)
-                    else:
-                        kind = "an integer" if number is int else "a number"
-                        detail = (
-                            f"column {column!r} is {kind} in the first rows ({self._key_place}), "
-                            f"here {cell[:40]!r}"
-                        )
-                        result = BadRow("mixed types", detail)
-
-            yield line, result, text
-
-    def examine(
-        self, row: dict[str, Any], shape: tuple[Any, ...], file: DataFile, line: int
-    ) -> BadRow | None:
-        """Return what is wrong with a row of a new shape, with nulls, lists or objects."""
-        if key := _odd_key(row):
-            return BadRow("broken character", f"a column is called {key}")
-        if row.keys() != set(self.keys):
-            return self._wrong_keys(row)
-        place = f"{file.path.name} line {line}"
-        found: dict[str, tuple[str, str]] = {}
-
-        for column, value in row.items():
-            if value is not None and (bad := self._wrong_value(column, value, place, found)):
-                return bad
-
-        if len(self._kinds) < _MOST_REMEMBERED:
-            self._kinds.update(found)
-
-        nulls = [column for column, value in row.items() if value is None]
-        for column in nulls:
-            self.report.nulls[column] = self.report.nulls.get(column, 0) + 1
-            self.report.first_null.setdefault(column, f"{file} line {line}")
-
-        # Lists and objects of the same type may differ inside, so only flat rows are remembered.
-        is_flat = not nulls and not {list, dict} & set(shape[len(row) :])
-        if is_flat and len(self.accepted) < _MOST_REMEMBERED:
-            self.accepted.add(shape)
-
-        return None
-
-    def _wrong_keys(self, row: dict[str, Any]) -> BadRow:
-        missing = [key for key in self.keys if key not in row]
-        extra = [key for key in row if key not in self.keys]
-        missing_names = ", ".join(repr(key) for key in missing[:5])
-        extra_names = ", ".join(repr(key) for key in extra[:5])
-
-        if missing and extra:
-            return BadRow(
-                "other keys", f"key {extra_names} where {self._key_place} has {missing_names}"
-            )
-
-        if missing:
-            return BadRow(
-                "missing key",
-                f"no key {missing_names}, which {self._key_place} has; write null for no value",
-            )
-
-        return BadRow("extra key", f"key {extra_names}, which {self._key_place} has not")
-
-    def _wrong_value(
-        self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]
-    ) -> BadRow | None:
-        """Compare the kind of a value, and of all inside it, with that of earlier rows."""
-        kind = _kind(value)
-        if kind in _NUMBER_KINDS and _is_odd(value):
-            return BadRow(
-                "number too large",
-                f"column {path!r} holds {_shorten(value)}, which 64 bits cannot hold",
-            )
-        if kind == "object" and (key := _odd_key(value)):
-            return BadRow("broken character", f"{path!r} has a key {key}")
-
-        before, first = found.get(path) or self._kinds.get(path) or (kind, place)
-        if kind != before:
-            if not {kind, before} <= _NUMBER_KINDS:
-                detail = (
-                    f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
-                )
-                return BadRow("mixed types", detail)
-            kind = "number"
-
-        found[path] = kind, first
-        if kind == "object":
-            inside = ((f"{path}.{key}", item) for key, item in value.items())
-        elif kind == "list":
-            inside = ((f"{path}[]", item) for item in _one_per_type(value))
-        else:
-            return None
-
-        for name, item in inside:
-            if item is not None and (bad := self._wrong_value(name, item, place, found)):
-                return bad
-
-        return None
-
-
-def _commonest(kinds: list[tuple[str, int]]) -> tuple[str, int]:
-    """Return the kind that most rows have, and its first line.
-
-    Integers count as numbers.
-    """
-    counts = Counter("number" if kind in _NUMBER_KINDS else kind for kind, _ in kinds)
-    most = counts.most_common(1)[0][0]
-    same = _NUMBER_KINDS if most == "number" else {most}
-    return next((kind, line) for kind, line in kinds if kind in same)
-
-
-def _one_per_type(values: list[Any]) -> list[Any]:
-    """Return all items, or one of each type when all are scalars.
-
-    A list of 10000 tokens is thus checked at once. A number that is none of 64 bits is among them.
-    """
-    types = {type(value): value for value in values}
-    for kind in {int, float} & types.keys():
-        types[kind] = next(filter(_is_odd, values), types[kind])
-    return values if list in types or dict in types else list(types.values())
-
-
-def _kind(value: Any) -> str:
-    return _VALUE_KINDS.get(type(value), type(value).__name__)
-
-
-def _has_odd_number(row: dict[str, Any], shape: tuple[Any, ...]) -> bool:
-    """Return whether a flat row has a number that no column can hold."""
-    return (int in shape or float in shape) and any(map(_is_odd, row.values()))
-
-
-def _is_odd(value: Any) -> bool:
-    """Return whether a value is a number that 64 bits cannot hold: 1e999, 10^30."""
-    if type(value) is float:
-        return not math.isfinite(value)
-    return type(value) is int and not -(1 << 63) <= value < 1 << 63
-
-
-def _shorten(number: float) -> str:
-    text = str(number)
-    return text if len(text) <= 24 else f"{text[:20]}... of {len(text)} digits"
-
-
-def _odd_key(row: dict[str, Any]) -> str | None:
-    """Return how a key of a row looks that cannot be the name of a column, or None."""
-    for key in row:
-        if "\0" in key or (not key.isascii() and key.encode(errors="replace").decode() != key):
-            return ascii(key[:40])
-    return None
-
-
-def _number_type(cells: list[str]) -> type | None:
-    """Return int or float when all non-empty cells are such numbers, else None."""
-    filled = [cell for cell in cells if cell]
-    if filled and all(map(_INTEGER.fullmatch, filled)):
-        return int
-    return float if filled and all(map(_DECIMAL.fullmatch, filled)) else None
 
 
 def empty_quarantine(quarantine_file: Path | None) -> Path | None:

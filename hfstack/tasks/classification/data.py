@@ -1,5 +1,7 @@
 """Load labelled texts: by the user's columns, or as a task of GLUE has them."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -7,12 +9,15 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.places import places_of
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
 from hfstack.tasks.classification.label_columns import (
+    SHOWN_ROWS,
+    RefusedRows,
     keep_rare_classes,
     read_label_columns,
     several_zero_one,
@@ -87,6 +92,7 @@ class LabelledRows:
     columns: tuple[str, str | None]
     label_column: str
     task: GlueTask | None
+    sources: list[Source] = field(default_factory=list)
 
     @property
     def benchmark(self) -> tuple[str, ...]:
@@ -133,7 +139,8 @@ def load_labelled(
     # A pair is a row of its own although its first text is also in another one.
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
     row_counts = RowCounts() if row_counts is None else row_counts
-    splits = load_splits(seen, quarantine_file=quarantine_file, row_counts=row_counts)
+    read = _columns_read(data_args, label_args, task)
+    splits = load_splits(seen, columns=read, quarantine_file=quarantine_file, row_counts=row_counts)
 
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
@@ -151,9 +158,12 @@ def load_labelled(
     if task is not None and kind is None:
         kind = "single_label" if task.labels else "regression"
 
-    rows_of, label_column, given = read_label_columns(
-        dict(splits), label_args.label_column, kind=kind, given=given
-    )
+    sources = [*data_args.datasets, *data_args.eval_datasets]
+    _leave_out_unlabelled(splits, label_args.label_column[0], sources, row_counts)
+    with _rows_by_line(splits, columns, label_args.label_column, sources):
+        rows_of, label_column, given = read_label_columns(
+            dict(splits), label_args.label_column, kind=kind, given=given
+        )
     if not data_args.eval_datasets and "eval" in rows_of:
         rows_of = keep_rare_classes(rows_of, label_column, columns[0])
         row_counts.take_back(len(splits["eval"]) - len(rows_of["eval"]))
@@ -167,7 +177,7 @@ def load_labelled(
     )
     log_classes(rows_of["train"], label_column, found)
 
-    return LabelledRows(rows_of, splits.inputs, found, columns, label_column, task)
+    return LabelledRows(rows_of, splits.inputs, found, columns, label_column, task, sources)
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,12 @@ def encode_split(
     rows = labelled.splits[name]
     values = {column: rows[column][:] for column in labelled.columns if column is not None}
     texts, pairs, empty = read_texts(values, labelled.columns, name=f"{name} row")
-    targets = label_targets(rows, labelled.label_column, labelled.labels, name=name)
+    label = labelled.label_column
+    with _rows_by_line(labelled.splits, labelled.columns, [label], labelled.sources):
+        targets = label_targets(rows, label, labelled.labels, name=name)
+        if empty and not skip_empty:
+            problems = [(name, index + 1, "the text is empty") for index in empty]
+            raise RefusedRows(problems, "remove such rows, or --on_bad_row skip")
 
     # Whole first: only then is it known which are too long, and by how much.
     whole = encode_texts(tokenizer, texts, pairs, max_length=None)
@@ -252,6 +267,49 @@ def _refuse_missing_columns(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
                 f"{usual}set --text_column, --text_pair_column or --label_column{way}"
             )
+
+
+def _columns_read(data_args: DataArgs, label_args: LabelArgs, task: GlueTask | None) -> set[str]:
+    """Return every column that texts or labels may be read from."""
+    named = {data_args.text_column, label_args.text_pair_column, *label_args.label_column}
+    named |= {label_args.label_name_column, *(task.columns if task else ()), "text_pair"}
+    return {name for name in named if name is not None}
+
+
+def _leave_out_unlabelled(
+    splits: dict[str, Dataset], label: str, sources: Sequence[Source], row_counts: RowCounts
+) -> None:
+    """Leave out documents of a folder beside those of the classes: `unsup` of aclImdb."""
+    files = (file for source in sources if source.is_local for file in source.find_files())
+    if label != "label" or not any(file.label == "" for file in files):
+        return
+
+    for name, rows in splits.items():
+        labelled = [index for index, value in enumerate(rows[label]) if value is not None]
+        row_counts.leave_out(name, "in a folder of no class", len(rows) - len(labelled))
+        splits[name] = rows.select(labelled)
+
+
+@contextmanager
+def _rows_by_line(
+    splits: Mapping[str, Dataset],
+    texts: Sequence[str | None],
+    labels: Sequence[str],
+    sources: Sequence[Source],
+) -> Iterator[None]:
+    """Name rows that are refused by their files and lines.
+
+    A label may have been read as something else than what stands in the file: then the text alone
+    says which row it is.
+    """
+    try:
+        yield
+    except RefusedRows as error:
+        shown = [splits[split][number - 1] for split, number, _ in error.problems[:SHOWN_ROWS]]
+        columns = [column for column in texts if column is not None]
+        exact = places_of(shown, [*columns, *labels], sources)
+        places = exact if all(exact) else places_of(shown, columns, sources)
+        raise RefusedRows(error.problems, error.advice, places) from None
 
 
 def _text_columns(

@@ -22,26 +22,43 @@ logger = get_logger(__name__)
 Values = dict[str, list[Any]]
 """The labels of each split."""
 
+RowProblem = tuple[str, int, str]
+"""The split, the number of the row in it from 1, and what is wrong."""
+
 _MOST_WHOLE_DECIMALS = 20
-_SHOWN = 5
+SHOWN_ROWS = 5
 _NUMPY_LIST = re.compile(r"\[\s*[-\d.]+(\s+[-\d.]+)*\s*\]")
 _NUMPY_TEXTS = re.compile(r"""\[\s*(['"])[^'"]*\1(\s+\1[^'"]*\1)+\s*\]""")
 _NUMBERS = re.compile(r"\d+(\s*,\s*\d+)*")
 
 
-def refuse_rows(problems: Sequence[str], advice: str = "") -> None:
-    """Raise a DataError of all rows that cannot be used: the first five, and how many.
+class RefusedRows(DataError):
+    """Rows cannot be used: the first five are named, and all are counted.
 
     Args:
-        problems: one for each row, with its place.
+        problems: split, number and what is wrong, of each row.
         advice: what to do with such rows.
+        places: of the first rows, their files and lines where these are known.
     """
-    if not problems:
-        return
-    shown = "; ".join(problems[:_SHOWN])
-    count = f"{len(problems)} rows cannot be used, first: " if len(problems) > 1 else ""
-    more = "; ..." if len(problems) > _SHOWN else ""
-    raise DataError(f"{count}{shown}{more}{f'; {advice}' if advice else ''}")
+
+    def __init__(
+        self, problems: Sequence[RowProblem], advice: str = "", places: Sequence[str | None] = ()
+    ) -> None:
+        self.problems, self.advice = problems, advice
+        named = [*places, *[None] * SHOWN_ROWS]
+        shown = "; ".join(
+            f"{place or f'{split} row {number}'}: {detail}"
+            for (split, number, detail), place in zip(problems[:SHOWN_ROWS], named, strict=False)
+        )
+        count = f"{len(problems)} rows cannot be used, first: " if len(problems) > 1 else ""
+        more = "; ..." if len(problems) > SHOWN_ROWS else ""
+        super().__init__(f"{count}{shown}{more}{f'; {advice}' if advice else ''}")
+
+
+def refuse_rows(problems: Sequence[RowProblem], advice: str = "") -> None:
+    """Raise RefusedRows where there are any problems."""
+    if problems:
+        raise RefusedRows(problems, advice)
 
 
 def read_label_columns(
@@ -109,7 +126,7 @@ def keep_rare_classes(
     wanted = {text for text, label in zip(texts, labels, strict=True) if classes(label) & rare}
     moved = [index for index, text in enumerate(texts) if text in wanted]
     kept = [index for index, text in enumerate(texts) if text not in wanted]
-    shown = ", ".join(sorted(map(str, rare))[:_SHOWN])
+    shown = ", ".join(sorted(map(str, rare))[:SHOWN_ROWS])
     logger.warning(
         "%d rows go back from eval to train: the split had held out every row of %d classes (%s); "
         "nothing is measured of these",
@@ -145,7 +162,7 @@ def _join_columns(
         raise ConfigError(f"{len(columns)} label columns, but {len(given)} --labels")
 
     names = list(given) or list(columns)
-    problems: list[str] = []
+    problems: list[RowProblem] = []
     joined: dict[str, Dataset] = {}
     target = "labels"
     while any(target in rows.column_names for rows in splits.values()):
@@ -157,7 +174,7 @@ def _join_columns(
             for index, value in enumerate(rows[column][:]):
                 has = _zero_one(value)
                 if has is None:
-                    problems.append(f"{split} row {index + 1}: {column} is {value!r}, not 0 or 1")
+                    problems.append((split, index + 1, f"{column} is {value!r}, not 0 or 1"))
                 elif has:
                     hot[index].append(name)
         joined[split] = rows.add_column(target, hot)
@@ -224,11 +241,11 @@ def _parse_list(text: str) -> list[Any] | None:
 def _convert(values: Values, parse: Callable[[Any], Any], problem: str) -> Values:
     """Apply a parser to every label that is there; refuse what it returns None for."""
     found: Values = {}
-    problems: list[str] = []
+    problems: list[RowProblem] = []
     for split, own in values.items():
         found[split] = [None if v is None or not v.strip() else parse(v) for v in own]
         problems += [
-            f"{split} row {number}: {problem}: {value!r}"
+            (split, number, f"{problem}: {value!r}")
             for number, (value, read) in enumerate(zip(own, found[split], strict=True), 1)
             if read is None and value is not None and value.strip()
         ]
@@ -250,7 +267,7 @@ def _without_blanks(values: Values, column: str) -> Values:
 
     found = {split: [strip(value) for value in own] for split, own in values.items()}
     if changed:
-        shown = ", ".join(repr(each) for each in sorted(changed)[:_SHOWN])
+        shown = ", ".join(repr(each) for each in sorted(changed)[:SHOWN_ROWS])
         logger.warning("column %r: blanks around labels are taken away: %s", column, shown)
     return found
 
@@ -264,7 +281,7 @@ def _refuse_empty(values: Values, column: str) -> None:
         return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
     problems = [
-        f"{split} row {number} has no label in column {column!r}"
+        (split, number, f"no label in column {column!r}")
         for split, own in values.items()
         for number, value in enumerate(own, 1)
         if empty(value)
@@ -311,7 +328,7 @@ def _multi_hot(values: Values, column: str, given: Sequence[str]) -> Values:
 
     width = len(given) or max(lengths)
     problems = [
-        f"{split} row {number}: {column} has {len(value)} zeros and ones, not {width}"
+        (split, number, f"{column} has {len(value)} zeros and ones, not {width}")
         for split, own in values.items()
         for number, value in enumerate(own, 1)
         if len(value) != width

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.tasks.classification.label_columns import refuse_rows
+from hfstack.tasks.classification.label_columns import RowProblem, refuse_rows
 
 logger = get_logger(__name__)
 
@@ -167,13 +167,13 @@ def label_targets(
     ids: dict[Any, int] = {value: index for index, value in enumerate(labels.values)}
     ids |= {label: index for index, label in enumerate(labels.names) if label not in ids}
     targets: list[Target] = []
-    problems: list[str] = []
+    problems: list[RowProblem] = []
 
     for number, value in enumerate(rows[column][:], start=1):
         try:
             targets.append(_target(value, ids, labels, column))
         except DataError as error:
-            problems.append(f"{name} row {number}: {error}")
+            problems.append((name, number, str(error)))
 
     refuse_rows(problems)
     return targets

@@ -12,15 +12,19 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.heads import padding_id
 from hfstack.tasks.classification.calibration import probabilities
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL
 from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier
-from hfstack.tasks.shared.predict import Predictor, by_length
-from hfstack.tokens.text_rows import choose_max_length, encode_texts, pad_rows, read_texts
+from hfstack.tasks.shared.predict import (
+    Predictor,
+    answer_usable,
+    by_length,
+    problem_of_texts,
+)
+from hfstack.tokens.text_rows import choose_max_length, encode_texts, pad_rows
 
 logger = get_logger(__name__)
 
@@ -105,12 +109,14 @@ def load_classify_predictor(
     pad = padding_id(tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        encoded = _encode_rows(rows, names, tokenizer, limit, first_row=first_row)
+        encoded = _encode_rows(rows, names, tokenizer, limit, first_row)
         return answers_of_row(
             classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info
         )
 
-    return predict
+    found = [name for name in names if name is not None]
+    flags = "--text_column or --text_pair_column"
+    return answer_usable(predict, problem_of_texts(found, flags))
 
 
 def _encode_rows(
@@ -118,23 +124,11 @@ def _encode_rows(
     columns: tuple[str, str | None],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
-    *,
     first_row: int,
 ) -> list[dict[str, list[int]]]:
-    """Encode rows, and refuse empty texts, of which no prediction means anything."""
-    for index, row in enumerate(rows):
-        absent = [name for name in columns if name is not None and name not in row]
-        if absent:
-            raise DataError(
-                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; set "
-                "--text_column or --text_pair_column"
-            )
-
-    values = {name: [row[name] for row in rows] for name in columns if name is not None}
-    texts, pairs, empty = read_texts(values, columns, first_row=first_row)
-    if empty:
-        raise DataError(f"row {first_row + empty[0]}: the text is empty; remove the row")
-
+    """Encode rows, and log how many are truncated."""
+    texts = [row[columns[0]] for row in rows]
+    pairs = None if columns[1] is None else [row[columns[1]] for row in rows]
     encoded = encode_texts(tokenizer, texts, pairs, max_length=None)
     if max_length is None or max(len(row["input_ids"]) for row in encoded) <= max_length:
         return encoded

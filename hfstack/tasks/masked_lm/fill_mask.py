@@ -16,7 +16,12 @@ from hfstack.errors import DataError
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.tasks.masked_lm.masking import MASK_SPELLINGS
-from hfstack.tasks.shared.predict import Predictor
+from hfstack.tasks.shared.predict import (
+    NO_ANSWER,
+    Predictor,
+    answer_usable,
+    problem_of_texts,
+)
 
 
 @dataclass(frozen=True)
@@ -63,24 +68,18 @@ def load_fill_predictor(
     column = columns[0] or "text"
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        answers = []
-        for number, row in enumerate(rows, first_row):
-            if not isinstance(row.get(column), str):
-                raise DataError(
-                    f"row {number} has no text in column {column!r}, found {', '.join(row)}; set "
-                    "--text_column"
-                )
-
+        del first_row
+        answers: list[dict[str, Any]] = []
+        for row in rows:
             try:
                 fillings = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
             except DataError as error:
-                raise DataError(f"row {number}: {error}") from None
-
-            answers.append({"masks": [_filling_as_row(filling) for filling in fillings]})
-
+                answers.append({NO_ANSWER: str(error)})
+            else:
+                answers.append({"masks": [_filling_as_row(filling) for filling in fillings]})
         return answers
 
-    return predict
+    return answer_usable(predict, problem_of_texts([column], "--text_column"))
 
 
 def _filling_as_row(filling: Filling) -> dict[str, Any]:

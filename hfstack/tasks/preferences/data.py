@@ -31,6 +31,7 @@ from hfstack.tasks.preferences.rows import (
     PreferenceCounts,
     Text,
     answer_text,
+    columns_read,
     find_beside,
     kind_of,
     normal,
@@ -98,6 +99,7 @@ def load_preferences(
             on_bad_row=data_args.on_bad_row,
             max_rows=data_args.max_rows,
             purpose="preferences",
+            columns=columns_read(args),
             quarantine_file=quarantine_file,
             log=log,
         )

@@ -23,6 +23,8 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.turns import (
+    SYSTEM_NAMES,
+    TOOLS_NAMES,
     columns_beside,
     is_conversation,
     read_tools,
@@ -74,6 +76,12 @@ class PreferenceArgs:
             raise ConfigError(
                 f"max_pairs_per_prompt must be at least 1, got {self.max_pairs_per_prompt}"
             )
+
+
+def columns_read(args: PreferenceArgs) -> set[str]:
+    """Return every column that a row of preferences may be read from."""
+    named = {value for name, value in asdict(args).items() if name.endswith("_column")}
+    return named | {*SYSTEM_NAMES, *TOOLS_NAMES}
 
 
 @dataclass

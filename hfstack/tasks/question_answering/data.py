@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.reading.formats import read_file
+from hfstack.data.places import places_of
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -113,13 +113,14 @@ def read_questions(
     question_column, context_column, answers_column = columns
     questions = []
     repaired = skipped = 0
+
+    def place_of(row: Mapping[str, Any], number: int) -> str:
+        return places_of([row], columns, sources)[0] or f"{name} row {number}"
+
     for number, row in enumerate(cast(Any, rows), 1):
         for column in (question_column, context_column):
             if not isinstance(row[column], str) or not row[column].strip():
-                raise DataError(
-                    f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no "
-                    "text"
-                )
+                raise DataError(f"{place_of(row, number)}: the {column} is empty, or no text")
 
         # "mend" is the name of "repair" before 0.2
         context = row[context_column]
@@ -132,7 +133,7 @@ def read_questions(
             identifier = str(row.get("id", f"{name}-{number}"))
             questions.append(Question(identifier, row[question_column], context, answers))
         elif bad_answers == "fail":
-            place = _place(row, columns, sources, name, number)
+            place = place_of(row, number)
             raise DataError(f"{place}: {problem}; fix the row, or --bad_answers skip or repair")
         else:
             skipped += 1
@@ -212,24 +213,6 @@ def _nearest(context: str, text: str, begin: int | None) -> int | None:
         places.append(place)
         place = context.find(text, place + 1)
     return min(places, key=lambda found: abs(found - (begin or 0)), default=None)
-
-
-def _place(
-    row: Mapping[str, Any],
-    columns: Sequence[str],
-    sources: Sequence[Source],
-    name: str,
-    number: int,
-) -> str:
-    """Name a row by its file and line where they are known, else by its number."""
-    for source in sources:
-        for file in source.find_files():
-            for line, found, _ in read_file(file):
-                if isinstance(found, dict) and all(
-                    found.get(column) == row[column] for column in columns
-                ):
-                    return f"{file} line {line}"
-    return f"{name} row {number}"
 
 
 def encode_questions(

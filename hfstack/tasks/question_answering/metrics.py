@@ -17,7 +17,6 @@ from accelerate import Accelerator, PartialState
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.errors import DataError
 from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.tasks.question_answering.data import (
@@ -27,7 +26,12 @@ from hfstack.tasks.question_answering.data import (
     encode_questions,
 )
 from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
-from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.predict import (
+    Predictor,
+    answer_usable,
+    by_length,
+    problem_of_texts,
+)
 from hfstack.tasks.shared.task_models import check_length, load_finished
 
 Rules = Literal["auto", "squad", "cmrc"]
@@ -327,16 +331,10 @@ def load_answer_predictor(
     settings |= {"no_answer": info.get("no_answer", False), "threshold": info.get("threshold", 0.0)}
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        questions = []
-        for number, row in enumerate(rows, first_row):
-            for name in names:
-                if not isinstance(row.get(name), str) or not row[name].strip():
-                    raise DataError(
-                        f"row {number}: no text in column {name!r}, found {', '.join(row)}; set "
-                        "--text_column (question) and --text_pair_column (context)"
-                    )
-            questions.append(Question(str(number), row[names[0]], row[names[1]], []))
-
+        questions = [
+            Question(str(number), row[names[0]], row[names[1]], [])
+            for number, row in enumerate(rows, first_row)
+        ]
         windows = encode_questions(
             questions, tokenizer, max_length=limit, stride=stride, name="rows"
         )
@@ -347,4 +345,5 @@ def load_answer_predictor(
             for candidates in find_answers(logits, windows, questions, **settings)
         ]
 
-    return predict
+    flags = "--text_column (question) and --text_pair_column (context)"
+    return answer_usable(predict, problem_of_texts(names, flags))

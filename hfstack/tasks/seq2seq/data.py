@@ -7,7 +7,8 @@ Legend: B rows of a batch, S tokens of the longest source, T tokens of the longe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -15,6 +16,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -43,6 +45,31 @@ class EncodedPairs:
     rows: Dataset  # input_ids (S,), labels (T,)
     pairs: list[Pair]
     places: list[int]  # of the pairs in the split, from 0
+
+
+def load_pairs(
+    data_args: DataArgs,
+    columns: tuple[str, str],
+    *,
+    quarantine_file: Path,
+    row_counts: RowCounts | None = None,
+) -> tuple[dict[str, list[Pair]], dict[str, list[dict[str, Any]]]]:
+    """Return the pairs of each split, and what run.json says of the sources.
+
+    Equal sources stay on one side of the split. Arguments and errors are those of `read_pairs`.
+    """
+    outer = [column.partition(".")[0] for column in columns]
+    by_source = replace(data_args, text_column=outer[0])
+    splits = load_splits(
+        by_source, {*outer, *columns}, quarantine_file=quarantine_file, row_counts=row_counts
+    )
+
+    skip_empty = data_args.on_bad_row != "fail"
+    pairs = {
+        name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=row_counts)
+        for name, rows in splits.items()
+    }
+    return pairs, splits.inputs
 
 
 def read_pairs(

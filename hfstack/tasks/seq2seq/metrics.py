@@ -20,7 +20,13 @@ from hfstack.runs.run import Run
 from hfstack.tasks.question_answering.metrics import SENTENCE_END
 from hfstack.tasks.seq2seq.data import EncodedPairs, Pair, column_value, encode_ended
 from hfstack.tasks.seq2seq.model import load_finished_seq2seq, required_end_ids, text_lengths
-from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.predict import (
+    Predictor,
+    answer_usable,
+    by_length,
+    problem_of_text,
+    problem_of_texts,
+)
 from hfstack.tasks.shared.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
 from hfstack.tokens.text_rows import pad_rows
 
@@ -188,9 +194,7 @@ def load_seq2seq_predictor(
     ends = required_end_ids(model, tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        texts = [
-            prefix + _read_source(row, column, number) for number, row in enumerate(rows, first_row)
-        ]
+        texts = [prefix + column_value(row, column, place="") for row in rows]
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
 
         long = sum(length > limit for length in whole)
@@ -203,18 +207,11 @@ def load_seq2seq_predictor(
         generated = generate_texts(model, sources, tokenizer, batch_size=batch_size)
         return [{"text": text} for text in generated]
 
-    return predict
+    def problem_of(row: dict[str, Any]) -> str | None:
+        try:
+            text = column_value(row, column, place="")
+        except DataError:
+            return problem_of_texts([column], "--text_column")(row)
+        return problem_of_text(text, column)
 
-
-def _read_source(row: dict[str, Any], column: str, number: int) -> str:
-    """Return the text of a row; a DataError names the row and what to do."""
-    try:
-        text = column_value(row, column, place=f"row {number}")
-    except DataError:
-        raise DataError(
-            f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
-        ) from None
-
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row")
-    return text
+    return answer_usable(predict, problem_of)

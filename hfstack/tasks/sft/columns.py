@@ -1,13 +1,16 @@
 """Read instruction data: conversations, prompt + completion, or plain text."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -50,6 +53,28 @@ class Columns:
     text: str = "text"
 
 
+def load_instructions(
+    data_args: DataArgs,
+    columns: Columns,
+    *,
+    quarantine_file: Path,
+    row_counts: RowCounts | None = None,
+) -> Splits:
+    """Load the splits; no prompt is on both sides.
+
+    Where the prompts have a column of their own the split goes by it.
+    """
+    key = columns.text if columns.prompt == "prompt" else columns.prompt
+    named = {columns.prompt, columns.completion, columns.context or columns.text, columns.text}
+    return load_splits(
+        replace(data_args, text_column=key),
+        {*named, *_CONVERSATION_NAMES, *SYSTEM_NAMES, *TOOLS_NAMES, _HISTORY_NAME},
+        purpose="conversations",
+        quarantine_file=quarantine_file,
+        row_counts=row_counts,
+    )
+
+
 def detect_format(rows: Dataset, columns: Columns) -> RowFormat:
     """Return what the rows hold, judged by their columns.
 
@@ -66,11 +91,10 @@ def detect_format(rows: Dataset, columns: Columns) -> RowFormat:
     if {columns.prompt, columns.completion} <= set(found):
         return "prompt+completion"
 
-    for name in (columns.text, "messages"):
-        if name in found:
-            value = rows[0][name]
-            is_text = isinstance(value, str) and not is_conversation(value)
-            return "text" if is_text else "messages"
+    if name := _text_or_turns(found, columns):
+        value = rows[0][name]
+        is_text = isinstance(value, str) and not is_conversation(value)
+        return "text" if is_text else "messages"
 
     flags = _suggest_flags(found) or ["--prompt_column", "and", "--completion_column"]
     raise DataError(
@@ -109,7 +133,7 @@ def convert_rows(
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         if row_format == "text":
-            return {"text": row[columns.text]}
+            return {"text": row[_text_or_turns(row, columns)]}
 
         if row_format == "prompt+completion" and not _is_chat(row, columns, as_chat=as_chat):
             prompt = _with_context(row, columns)
@@ -140,7 +164,7 @@ def find_beside(
         Names of columns by what they hold: `system`, `tools`, `history`.
     """
     found = rows.column_names
-    read = {columns.text if columns.text in found else "messages"}
+    read = {_text_or_turns(found, columns)}
     if row_format == "prompt+completion":
         read = {columns.prompt, columns.completion, columns.context} & set(found)
     spare = [name for name in found if name not in read]
@@ -164,6 +188,12 @@ def find_beside(
     return beside
 
 
+def _text_or_turns(found: Container[str], columns: Columns) -> str:
+    """Return the column of texts or conversations, the one that was named first."""
+    names = (columns.text, "messages", "conversations")
+    return next((name for name in names if name in found), "")
+
+
 def _is_chat(row: dict[str, Any], columns: Columns, *, as_chat: bool) -> bool:
     """Return whether a row of prompt + completion becomes a conversation."""
     values = (row.get(columns.prompt), row.get(columns.completion))
@@ -178,7 +208,7 @@ def _convert_conversation(
     answer: list[Turn] = []
     try:
         if row_format == "messages":
-            value = row[columns.text if columns.text in row else "messages"]
+            value = row[_text_or_turns(row, columns)]
             before = read_turns(value or [], "user")
         else:
             before = _read_history(given.get("history"))

@@ -59,6 +59,11 @@ class Window:
     labels: list[int]  # (T,): tag ids, -100 where nothing is scored
 
 
+def tags_columns(named: str | None) -> tuple[str, ...]:
+    """Return the columns that may hold tags: the one that was named, else the usual."""
+    return _USUAL_COLUMNS if named is None else (named,)
+
+
 def read_sentences(
     rows: Dataset,
     *,
@@ -78,10 +83,9 @@ def read_sentences(
             has no name.
     """
     found = rows.column_names
-    if tags_column is None:
-        tags_column = next((column for column in _USUAL_COLUMNS if column in found), None)
+    tags_column = next((one for one in tags_columns(tags_column) if one in found), None)
 
-    if tokens_column not in found or tags_column is None or tags_column not in found:
+    if tokens_column not in found or tags_column is None:
         raise DataError(
             f"{name}: tagging needs a column of words ({tokens_column!r}) and one of tags "
             f"({tags_column or 'tags or ner_tags'}), found {', '.join(found)}; set "

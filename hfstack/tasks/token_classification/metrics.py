@@ -15,16 +15,20 @@ from accelerate import Accelerator, PartialState
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.errors import DataError
 from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.tasks.shared.metrics import F1, EntityF1
-from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.predict import (
+    Predictor,
+    answer_usable,
+    by_length,
+    problem_of_text,
+    problem_of_texts,
+)
 from hfstack.tasks.shared.task_models import check_length, load_finished
 from hfstack.tasks.token_classification.data import (
     Sentence,
     Window,
-    check_words,
     collate_windows,
     encode_sentences,
 )
@@ -275,21 +279,22 @@ def load_tag_predictor(
     pad = padding_id(tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        sentences = []
-        for number, row in enumerate(rows, first_row):
-            if column not in row:
-                raise DataError(
-                    f"row {number} has no column {column!r}, found {', '.join(row)}; set "
-                    "--text_column"
-                )
-            words = row[column].split() if isinstance(row[column], str) else row[column]
-            sentences.append(Sentence(check_words(words, place=f"row {number}", column=column), []))
-
+        del first_row
+        texts = [row[column] for row in rows]
+        words = [text.split() if isinstance(text, str) else text for text in texts]
+        sentences = [Sentence(each, []) for each in words]
         windows = encode_sentences(sentences, tokenizer, max_length=limit)
         chance = tag_probabilities(model, windows, pad_token_id=pad, batch_size=batch_size)
         return _answers(sentences, windows, chance, names)
 
-    return predict
+    def problem_of(row: dict[str, Any]) -> str | None:
+        if not isinstance(row.get(column), list):
+            return problem_of_texts([column], "--text_column")(row)
+        if not all(isinstance(word, str) for word in row[column]):
+            return f"{column} is {str(row[column])[:40]!r}, not a list of words"
+        return problem_of_text(" ".join(row[column]), column)
+
+    return answer_usable(predict, problem_of)
 
 
 def _answers(

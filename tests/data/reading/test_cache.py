@@ -82,7 +82,7 @@ def test_column_types_may_widen_after_many_rows(tmp_path: Path) -> None:
 def test_value_that_arrow_cannot_hold(tmp_path: Path, cache: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"n": 1.5}, {"n": 2**60 + 1}])
     with pytest.raises(
-        DataError, match=r"a\.jsonl: a value does not fit a column.*the row begins \{\"n\": 1"
+        DataError, match=r"a\.jsonl: column 'n': a value does not fit.*the row begins \{\"n\": 1"
     ) as caught:
         load_rows([data_file(path)])
     assert "\n" not in str(caught.value)

@@ -48,10 +48,8 @@ def test_nan_in_parquet_is_null(tmp_path: Path) -> None:
         (b'{"a": 1} {"a": 2}', "column 10: Extra data, got '{\"a\": 2}'"),
         (b'{"a": 1, "a": 2}', "the key 'a' occurs twice in one object"),
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' occurs twice in one object"),
-        (b'{"a": NaN}', "NaN is not a JSON value; use null"),
         (b"[1, 2]", "expected an object {...}, got [1, 2]"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 16 of the file (0xff)"),
-        (b'{"a": "\\ud83d"}', "half of a surrogate pair in 'a', which no UTF-8 text can hold"),
         (b"[" * 100_000, "more than 64 lists and objects in one another"),
         (
             b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}",

@@ -140,3 +140,41 @@ def test_a_row_of_another_layout_is_a_bad_row(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     with pytest.raises(DataError, match=r"hh\.jsonl line 2: expected dialogues of Human and"):
         read(tmp_path / "hh.jsonl", lines, purpose="preferences")
+
+
+def test_pairs_and_thumbs_of_llama_factory(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "hello"}]
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
+    answer = {"role": "assistant", "content": "hello!"}
+
+    openai = {"messages": prompt, "chosen": answer, "rejected": answer | {"content": "no"}}
+    assert read(tmp_path / "a.json", [openai], purpose="preferences") == [
+        {"prompt": prompt, "chosen": [answer], "rejected": [answer | {"content": "no"}]}
+    ]
+    for name, tag in (("conversations", "kto_tag"), ("messages", "label")):
+        said = [*turns, {"from": "gpt", "value": "hello!"}]
+        rows = [{name: said, tag: True, "id": 7}, {name: turns, tag: False, "id": 8}]
+        found = read(tmp_path / "b.json", rows, purpose="preferences", on_bad_row="skip")
+        assert found == [{"prompt": prompt, "completion": [answer], "label": True, "id": 7}]
+        with pytest.raises(DataError, match=r"b\.json line 1: the last turn of a conversation"):
+            read(tmp_path / "b.json", rows, purpose="preferences")
+
+
+def test_alpaca_with_two_answers_or_a_thumb(tmp_path: Path) -> None:
+    asked = {"instruction": "Add.", "input": "1 2", "history": []}
+    pair = asked | {"chosen": "3", "rejected": "12", "system": "s"}
+    assert read(tmp_path / "a.json", [pair], purpose="preferences") == [
+        {"prompt": "Add.\n1 2", "chosen": "3", "rejected": "12", "system": "s"}
+    ]
+    thumb = asked | {"history": [["hi", "ho"]], "output": "3", "kto_tag": False}
+    assert read(tmp_path / "b.json", [thumb], purpose="preferences") == [
+        {
+            "prompt": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "ho"},
+                {"role": "user", "content": "Add.\n1 2"},
+            ],
+            "completion": "3",
+            "label": False,
+        }
+    ]

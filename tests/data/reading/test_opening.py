@@ -80,11 +80,20 @@ def test_other_unicode_is_read_by_its_byte_order_mark(tmp_path: Path, encoding: 
         list(read_file(data_file(path)))
 
 
-def test_utf_16_without_a_mark_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_known_by_its_zeros(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\r\nschön 中文,1\r\n".encode(encoding))
+    rows = [row for _, row, _ in read_file(data_file(path))]
+    assert rows == [{"text": "schön 中文", "label": "1"}]
+
+
+@pytest.mark.parametrize("content", ["hello".encode("utf-32-le"), bytes(range(7)) * 9 + bytes(99)])
+def test_bytes_with_zeros_in_all_places_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("hello world".encode("utf-16-le"))
+    path.write_bytes(content)
     with (
-        pytest.raises(DataError, match=r"a\.txt: 50% of the bytes are zero: this is UTF-16"),
+        pytest.raises(DataError, match=r"a\.txt: \d+% of the bytes are zero: this is no text"),
         open_bytes(data_file(path)),
     ):
         pass

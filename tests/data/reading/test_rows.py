@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hfstack.data.reading.files import data_file
-from hfstack.data.reading.rows import ReadReport, read_rows
+from hfstack.data.reading.read_report import ReadReport
+from hfstack.data.reading.rows import read_rows
 from hfstack.errors import ConfigError, DataError
 
 

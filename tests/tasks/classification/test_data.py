@@ -1,6 +1,7 @@
 """Tasks of GLUE by name, from the Hub and from files, and which rows may not be on both sides."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,59 @@ def test_real_sets_as_they_are(shared_data: Path):
 )
 def test_the_old_names_of_kinds_are_read(old: Any, new: str) -> None:
     assert LabelArgs(kind=old).kind == new
+
+
+def write_reviews(folder: Path, rows: list[tuple[str, Any]]) -> Path:
+    path = folder / "reviews.csv"
+    lines = [f"{number},{text},{label}" for number, (text, label) in enumerate(rows)]
+    path.write_text("id,text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_bad_labels_are_named_by_file_and_line_after_the_split(tmp_path: Path):
+    rows: list[tuple[str, Any]] = [
+        (f"text {number}", "good bad".split()[number % 2]) for number in range(80)
+    ]
+    for number in (3, 20, 41, 60, 61, 77, 79):
+        rows[number] = (f"text {number}", "")
+    args = DataArgs(datasets=[Source(str(write_reviews(tmp_path, rows)))], eval_fraction=0.4)
+    with pytest.raises(DataError) as error:
+        load_labelled(args, LabelArgs())
+    message = str(error.value)
+    assert message.startswith("7 rows cannot be used, first: ")
+    assert message.endswith("; ...; remove such rows or label them")
+    named = {int(line) for line in re.findall(r"reviews\.csv line (\d+): no label in", message)}
+    assert len(named) == 5 and named < {5, 22, 43, 62, 63, 79, 81}
+
+    # a held-out label that the train rows do not have, and a text that is empty
+    dev = tmp_path / "dev.jsonl"
+    held = [{"text": f"dev {n}", "label": "ugly" if n == 4 else "good"} for n in range(6)]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in held))
+    rows = [(text, label or "good") for text, label in rows]
+    rows[9] = (" ", "bad")
+    args = DataArgs(
+        datasets=[Source(str(write_reviews(tmp_path, rows)))], eval_datasets=[Source(str(dev))]
+    )
+    labelled = load_labelled(args, LabelArgs())
+    encode: Any = {"tokenizer": tiny_bert_tokenizer(), "max_length": 32, "overlong": "cut"}
+    with pytest.raises(DataError, match=r"^\S*dev\.jsonl line 5: label is 'ugly', which is none"):
+        encode_split(labelled, "eval", **encode, skip_empty=False)
+    with pytest.raises(DataError, match=r"^\S*reviews\.csv line 11: the text is empty; remove"):
+        encode_split(labelled, "train", **encode, skip_empty=False)
+    assert len(encode_split(labelled, "train", **encode, skip_empty=True).rows) == 79
+
+
+def test_documents_of_no_class_are_no_class(tmp_path: Path):
+    for place in ("train/pos", "train/neg", "train/unsup", "test/pos", "test/neg"):
+        for number in range(12):
+            path = tmp_path / "aclImdb" / place / f"{number}_7.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{place} {number}")
+    folder = str(tmp_path / "aclImdb")
+    args = DataArgs(datasets=[Source(folder)], eval_datasets=[Source(folder, split="test")])
+    labelled = load_labelled(args, LabelArgs())
+    assert labelled.labels.names == ("neg", "pos")
+    for split in ("train", "test"):
+        rows = labelled.splits["eval" if split == "test" else split]
+        assert sorted(set(rows["label"])) == ["neg", "pos"] and len(rows) == 24
+        assert {text.partition("/")[0] for text in rows["text"]} == {split}

@@ -111,11 +111,11 @@ def test_blanks_around_names_and_empty_cells(caplog):
     with pytest.raises(DataError) as error:
         read(["a", "", None, " ", "b"], ["a", None])
     assert str(error.value) == (
-        "4 rows cannot be used, first: train row 2 has no label in column 'label'; train row 3 has "
-        "no label in column 'label'; train row 4 has no label in column 'label'; eval row 2 has no "
-        "label in column 'label'; remove such rows or label them"
+        "4 rows cannot be used, first: train row 2: no label in column 'label'; train row 3: no "
+        "label in column 'label'; train row 4: no label in column 'label'; eval row 2: no label in "
+        "column 'label'; remove such rows or label them"
     )
-    with pytest.raises(DataError, match=r"^train row 2 has no label"):
+    with pytest.raises(DataError, match=r"^train row 2: no label"):
         read([1.0, float("nan"), 0.0])
 
 

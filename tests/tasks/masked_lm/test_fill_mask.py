@@ -93,10 +93,12 @@ def test_rows_are_filled_as_predict_does(tmp_path) -> None:
         one["masks"][0]["candidates"]
     ) == 5
     with pytest.raises(
-        DataError, match="row 3 has no text in column 'text', found body; set --text_column"
+        DataError, match="row 1 has no column 'text', found body; set --text_column"
     ):
-        predict([{"body": "a"}], 3)
-    with pytest.raises(
-        DataError, match="row 1: prompt .* has 13 tokens, but the model reads 8: shorten it"
-    ):
-        predict([{"text": "the owl " * 5 + "[MASK]"}])
+        predict([{"body": "a"}])
+    rows = [{"text": "the owl " * 5 + "[MASK]"}, {"text": "[MASK]"}, {"text": "owl"}, {"text": ""}]
+    long, fitting, without, empty = predict(rows)
+    assert "has 13 tokens, but the model reads 8: shorten it" in long["problem"]
+    assert len(fitting["masks"]) == 1
+    assert without == {"problem": "prompt 'owl' has no [MASK] to fill"}
+    assert empty == {"problem": "text is empty"}

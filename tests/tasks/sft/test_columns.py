@@ -46,7 +46,7 @@ def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
     for found, hint in {
         ("question", "answer"): "--prompt_column question --completion_column answer",
         ("prompt", "response"): "--completion_column response",
-        ("conversations",): "--text_column conversations",
+        ("dialogue",): "--text_column dialogue",
         ("x", "y"): "--prompt_column and --completion_column",
     }.items():
         with pytest.raises(
