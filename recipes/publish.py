@@ -134,6 +134,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
             picture=picture,
             base=base,
         )
+
         check = measure_check_number(files, kind) if args.measure else None
         rendering = rendering_of(chain)
         items = staging.write_publication(

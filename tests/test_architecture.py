@@ -292,7 +292,7 @@ def test_nothing_names_a_place_on_somebodys_machine():
         "",
     }
     ignored = {"venv", ".venv", "__pycache__", ".git", "dist", "build"}
-    ignored |= {".pytest_cache", ".ruff_cache", ".benchmarks", "wandb"}
+    ignored |= {".pytest_cache", ".ruff_cache", ".benchmarks", ".hypothesis", "wandb"}
     for path in ROOT.rglob("*"):
         if (
             path.is_relative_to(ROOT / "runs")

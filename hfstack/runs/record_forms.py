@@ -22,6 +22,18 @@ class FileEntry(TypedDict):
     blake2b: str
 
 
+class InputEntry(TypedDict, total=False):
+    """A file of a model that a run has read, or a model of the Hub by its commit."""
+
+    path: Required[str]
+    setting: str
+    bytes: int
+    blake2b: str
+    stamp: list[int]
+    revision: str | None
+    commit: str | None
+
+
 class DataEntry(TypedDict, total=False):
     """A source of rows, as `describe_sources` gives it."""
 
@@ -115,7 +127,7 @@ class PublishedRun(TypedDict, total=False):
 _FINER = {
     "status": Literal["running", "finished", "failed", "preempted"],
     "data": list[DataEntry],
-    "models": list[FileEntry],
+    "models": list[InputEntry],
     "outputs": list[FileEntry],
     "restarts": list[Restart],
     "tables": dict[str, Table],

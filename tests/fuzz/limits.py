@@ -1,13 +1,18 @@
 """What every fuzz test asks: a result or one line, soon, and in bounded memory."""
 
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from hfstack.errors import AlreadyFinished, HfstackError
+
+# What hypothesis notes beside its examples does not belong into a checkout.
+set_hypothesis_home_dir(tempfile.mkdtemp(prefix="hypothesis-"))
 
 LONG = 10_000
 _MOST_S = 10.0
