@@ -5,7 +5,7 @@
 
 reads   a model that classify has trained, or one like it; rows with its columns, labels are not
         needed
-writes  predictions.jsonl in --output_dir, or predictions.csv for a .csv, a line for each row, in
+writes  predictions.jsonl in --output_dir, and predictions.csv for a .csv, a line for each row, in
         order
 """
 

@@ -210,7 +210,7 @@ def count_predictions(path: Path) -> tuple[Counter[str], Counter[str]]:
 
 
 def write_csv(path: Path) -> Path:
-    """Write a file of predictions as a table beside it, and remove the file.
+    """Write a file of predictions as a table beside it; return its path.
 
     The parts of an object are columns as `probabilities.positive`; lists are JSON text.
     """
@@ -223,7 +223,6 @@ def write_csv(path: Path) -> Path:
         writer.writerows(map(_flat, _lines(path)))
 
     unfinished.replace(table)
-    path.unlink()
     return table
 
 
