@@ -140,7 +140,7 @@ def finished(recipe: Path) -> tuple[Launch, Callable[..., None]]:
         settings={},
         status="finished",
         ended="2026-01-01T00:00:00+00:00",
-        data=[{"files": [describe_file(Path("rows.jsonl"))]}],
+        data=[{"path": "rows.jsonl", "files": [describe_file(Path("rows.jsonl"))]}],
     )
 
     def write(**changes: Any) -> None:
