@@ -20,8 +20,9 @@ def chat_tokenizer(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory):
 def record(folder: Path, recipe: str, parents: list[str], **settings: dict[str, Any]) -> str:
     """Write the run.json of a finished run, as far as it is read here."""
     folder.mkdir(parents=True)
-    names = "command output_dir commit versions python hardware world_size started config_hash"
-    values = dict.fromkeys(names.split()) | {"schema": 1, "recipe": recipe, "parents": parents}
+    texts = dict.fromkeys(["command", "output_dir", "python", "config_hash"], "")
+    values = {**texts, "schema": 1, "recipe": recipe, "parents": parents, "commit": None}
+    values |= {"versions": {}, "hardware": {}, "world_size": 1, "started": "2026-01-01T00:00:00"}
     (folder / "run.json").write_text(json.dumps(values | {"settings": settings}))
     return str(folder)
 
