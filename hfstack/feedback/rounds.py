@@ -70,7 +70,7 @@ def verdict(win_rate: dict[str, float], labels: float) -> str:
     advice = f"{labels:.0f} judgements are few; judge more, or look whether people agree."
     if high < 0.5:
         return f"The model is worse than it was ({_interval(win_rate)}). {advice}"
-    return f"No difference can be told ({_interval(win_rate)} around 50 %). {advice}"
+    return f"No difference is measurable ({_interval(win_rate)} around 50 %). {advice}"
 
 
 def _interval(metrics: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Serve the page of a project and its JSON, on this machine unless told otherwise.
+"""Serve the page of a project and its JSON, on this machine by default.
 
     GET  /                    the page; /lead the lead's; their script and style
     GET  /api/project         kind, scales, guidelines

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent.parent
     ("low", "high", "words"),
     [
         (0.55, 0.75, "The model is better than it was: 60.0 % [55.0, 75.0]"),
-        (0.45, 0.75, "No difference can be told (60.0 % [45.0, 75.0] around 50 %). 40 judgements"),
+        (
+            0.45,
+            0.75,
+            "No difference is measurable (60.0 % [45.0, 75.0] around 50 %). 40 judgements",
+        ),
         (0.25, 0.45, "The model is worse than it was"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rounding and equal rewards are told from a signal, by hand."""
+"""Rounding and equal rewards are separated from a signal, by hand."""
 
 import torch
 

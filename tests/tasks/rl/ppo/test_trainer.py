@@ -522,7 +522,7 @@ def test_hardly_any_answer_that_ends_is_warned_of(make, monkeypatch: pytest.Monk
 
 
 def test_a_truncated_answer_is_judged_without_an_end(make):
-    """What rewards are told of which answers ended, in the order of the answers."""
+    """What rewards learn of which answers ended, in the order of the answers."""
     seen: list[tuple[bool, int]] = []
 
     def judge(prompts: Any, completions: Any, finished: Any, completion_ids: Any) -> list[float]:
