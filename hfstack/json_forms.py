@@ -26,7 +26,7 @@ def read_json(content: bytes) -> Any:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -151,10 +151,19 @@ def _join(name: str, key: str) -> str:
     return f"{name}.{shown}" if name else shown
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class DoubledKeyError(ValueError):
+    """A key stands twice in one object of JSON."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object, for `object_pairs_hook`.
+
+    Raises:
+        DoubledKeyError: a key occurs twice: which of its values counts, each reader says otherwise.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {ascii(twice)[:_MOST_SHOWN]} occurs twice")
+        raise DoubledKeyError(f"the key {twice[:_MOST_SHOWN]!r} occurs twice in one object")
     return found

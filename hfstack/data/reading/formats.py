@@ -35,6 +35,7 @@ from hfstack.data.reading.parallel import read_parallel
 from hfstack.data.reading.plain_text import read_txt
 from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
+from hfstack.json_forms import unique_keys
 
 _SPACE = re.compile(r"\s*")
 
@@ -66,18 +67,8 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
             return read_txt(file, note)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object; raise ValueError when a key occurs twice."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return row
-
-
 # whether such a number stops the run depends on its column
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=UnfitNumber)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=UnfitNumber)
 
 
 def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:

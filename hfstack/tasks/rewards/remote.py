@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hfstack.errors import ConfigError, DataError
+from hfstack.json_forms import DoubledKeyError, unique_keys
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -196,10 +197,10 @@ class RemoteReward:
             )
 
         try:
-            values = json.loads(answer, object_pairs_hook=_unique_keys)
-        except _TwiceError as error:
+            values = json.loads(answer, object_pairs_hook=unique_keys)
+        except DoubledKeyError as error:
             raise DataError(
-                f"reward endpoint {self.name}: the answer for {place} has the key {error} twice"
+                f"reward endpoint {self.name}: in the answer for {place} {error}"
             ) from None
         except (ValueError, RecursionError):
             raise DataError(
@@ -228,18 +229,6 @@ class RemoteReward:
                     "not a finite number or null"
                 )
         return [value if value is None else float(value) for value in values]
-
-
-class _TwiceError(ValueError):
-    """A key stands twice in one object; the message is the key."""
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _TwiceError(repr(twice[:40]))
-    return dict(pairs)
 
 
 def _is_reward(value: Any) -> bool:

@@ -481,7 +481,7 @@ def test_nobody_listening() -> None:
         ((200, {}, b'{"rewards": ["1.0", 2, 3]}'), 'returned "1.0" for sample 1, not a finite'),
         ((200, {}, b'{"rewards": [1, 1e999, 3]}'), "returned Infinity for sample 2, not"),
         ((200, {}, b'{"rewards": [1%b, 2, 3]}' % (b"0" * 400)), "returned 1000.* for sample 1"),
-        ((200, {}, b'{"rewards": [1], "rewards": [1, 2, 3]}'), "has the key 'rewards' twice"),
+        ((200, {}, b'{"rewards": [1], "rewards": [1, 2, 3]}'), "the key 'rewards' occurs twice"),
         ((200, {}, b"[" * 200_000), "is not JSON"),
         ((200, {}, b" " * (1 << 21)), "is over 1060864 bytes"),
         ((404, {}, b"no such path"), "refused samples 1 to 3 with status 404: no such path"),
