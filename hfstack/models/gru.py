@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from hfstack.errors import ConfigError
 from hfstack.models.cache import CACHE_NAME, get_cache
-from hfstack.models.recurrence import RecurrentCache, Slab, split_segments
+from hfstack.models.recurrence import RecurrentCache, Slab, lstm_precision, split_segments
 
 
 @strict
@@ -139,7 +139,8 @@ class RecurrentLayer(nn.Module):
         self, inputs: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if isinstance(self.cell, nn.LSTM):
-            return self.cell(inputs, (state[0], state[1]))
+            with lstm_precision(inputs):
+                return self.cell(inputs, (state[0], state[1]))
         output, last = self.cell(inputs, state[0])
         return output, (last,)
 
@@ -380,10 +381,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
 
 
 class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
-    """The layers with a head over the vocabulary.
-
-    The head is tied to the embeddings unless the config says otherwise.
-    """
+    """The layers with a head over the vocabulary, tied to the embeddings by default."""
 
     # upstream declares it so
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012

@@ -5,8 +5,9 @@ M places in packed order.
 A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import LongTensor, Tensor
@@ -197,3 +198,14 @@ def _plan_slabs(lengths: list[int], filler_fraction: float) -> tuple[Slab, ...]:
         while width and lengths[width - 1] <= end:
             width -= 1
     return tuple(slabs)
+
+
+def lstm_precision(inputs: Tensor) -> AbstractContextManager[Any]:
+    """Run an LSTM in fp32 under autocast where the CPU has no bf16 kernel for it.
+
+    Without AVX-512 oneDNN has none, and torch 2.13 ends in an error instead of using its own.
+    """
+    autocast = inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not autocast or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return nullcontext()
+    return torch.autocast("cpu", enabled=False)

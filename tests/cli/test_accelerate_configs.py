@@ -18,7 +18,7 @@ from tests.conftest import ROOT, SENTENCES
 CONFIGS = ROOT / "accelerate_configs"
 SLURM = CONFIGS / "slurm"
 ON_GPUS = ("multi_gpu", "multi_node", "fsdp2", "zero2", "zero3")
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ACCELERATE = "accelerate.commands.launch"
 ONE_NODE = ["--main_process_port", "0"]
 SECOND_OF_TWO = (
     "--num_machines 2 --machine_rank 1 --main_process_ip node-0 --main_process_port 29500".split()
@@ -64,7 +64,8 @@ def test_the_command_of_each_gpu_config(
     launch = plan(recipe, ["--output_dir", "out"], options, accelerate_configs=CONFIGS, gpus=4)
     processes = str(4 * nodes)
     assert launch.command == [
-        *ACCELERATE,
+        *(sys.executable, "-m"),
+        *([ACCELERATE] if nodes == 2 else ["hfstack.cli.loopback", ACCELERATE]),
         "--config_file",
         str(config),
         "--num_processes",
@@ -80,6 +81,7 @@ def test_the_command_of_each_gpu_config(
         "HFSTACK_PROCESSES": processes,
         "OMP_NUM_THREADS": "8",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+        **({} if nodes == 2 else {"GLOO_SOCKET_IFNAME": "lo", "PET_LOCAL_ADDR": "127.0.0.1"}),
     }
 
 
@@ -98,7 +100,7 @@ def test_the_command_of_each_one_process_config(
         gpus=0,
     )
     assert launch.command == [
-        *ACCELERATE,
+        *(sys.executable, "-m", ACCELERATE),
         "--quiet",
         "--config_file",
         str(config),

@@ -149,7 +149,7 @@ def test_other_settings_are_refused(ladder, tmp_path: Path) -> None:
             ConfigError,
             r"--budgets 100000 is too small for the llama of [\d,]+ parameters",
         ),
-        ({"eval_fraction": 0}, ConfigError, "a ladder is measured on held-out text"),
+        ({"eval_fraction": 0}, ConfigError, "a ladder needs held-out text: --eval_datasets"),
         ({"text_column": "body"}, DataError, "body"),
         ({"architectures": ["none-1m.json"]}, ConfigError, "no such file; shipped architectures"),
         ({"block_size": 1024, "budgets": [1e11]}, DataError, "less than one block|fewer|block"),

@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_run_is_compared_with_that_run(tmp_path: Path) -
         "python": "",
         "hardware": {},
         "world_size": 1,
-        "started": "",
+        "started": "2026-01-01T00:00:00+00:00",
         "config_hash": "a",
         "settings": {"Args": {"rate": 0.1}},
         "schema": 1,

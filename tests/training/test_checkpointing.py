@@ -408,7 +408,7 @@ def test_changed_settings_are_shown_and_accepted_by_name(train, tmp_path: Path) 
             allow=("learning_rate",),
         )
     with pytest.raises(
-        ConfigError, match=r"--allow_changed 'learning_rat' is no setting of pretrain; did you mean"
+        ConfigError, match=r"'learning_rat' is no setting of pretrain, and no file; did you mean"
     ):
         train("out", resume_from_checkpoint="last", allow=("learning_rat",))
     trainer = train(

@@ -115,7 +115,9 @@ def test_show_prints_rows_and_leaves_nothing(run_recipe, tiny_llama: Path, tmp_p
     with pytest.raises(ExamplesShown) as shown:
         run_recipe(*call, "--show", 2)
     printed = str(shown.value)
-    assert printed.startswith("row 1, 16 tokens, 16 trained\n  trained") and "row 2, " in printed
+    counted = "train: 9 rows read, 9 used\ncolumns used: text; not used: none\n\n"
+    assert printed.startswith(f"{counted}row 1, 16 tokens, 16 trained\n  trained")
+    assert "row 2, " in printed
     assert not out.exists()
 
     run_recipe(*call)
