@@ -232,8 +232,14 @@ def serving(desk: Desk, sock: socket.socket) -> Iterator[None]:
     except ImportError:
         raise MissingExtraError("uvicorn", "feedback") from None
 
+    # uvicorn's own set-up of logging would close every handler that this process has
     config = uvicorn.Config(
-        make_app(desk), log_level="warning", access_log=False, lifespan="off", ws="none"
+        make_app(desk),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ from tests.feedback.feedback_project import make_desk, pairs, request, served, t
 def judgement(step: int, verdict: dict[str, Any], **changes: Any) -> dict[str, Any]:
     given = {"id": f"some-id-{step}", "step": step, "action": "judge", "verdict": verdict}
     return given | {"seconds": 2.5} | changes
+
+
+def test_serving_leaves_the_logging_of_the_process_as_it_was(tmp_path: Path) -> None:
+    class Handler(logging.StreamHandler):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    handler = Handler()
+    with served(make_desk(tmp_path, pairs(2))):
+        assert not handler.closed
 
 
 def test_a_judgement_travels_from_the_page_to_the_store(tmp_path: Path) -> None:
