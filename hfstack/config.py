@@ -42,7 +42,7 @@ from hfstack.errors import (
 )
 from hfstack.field_help import document_fields
 from hfstack.hints import suggest
-from hfstack.logs import get_logger, redact_tracebacks, setup_logging, shorten
+from hfstack.logs import get_logger, is_reader_gone, redact_tracebacks, setup_logging, shorten
 from hfstack.option_cache import remember_options
 from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
@@ -116,8 +116,9 @@ def command_line(main: Callable[..., Any]) -> None:
         print(f"{name}: stopped before the run began", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
-        sys.stderr.close()
+        if not is_reader_gone():
+            raise
+        sys.exit(EXIT_USER_MISTAKE)
     except HfstackError as error:
         line = redact(f"{name}: {' '.join(str(error).split())}")
         print(shorten(line), file=sys.stderr)  # noqa: T201

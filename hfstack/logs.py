@@ -5,6 +5,7 @@ Library code logs; only recipes and the command line print.
 
 import logging
 import os
+import select
 import sys
 import traceback
 from types import TracebackType
@@ -55,6 +56,29 @@ def redact_tracebacks() -> None:
         sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
     sys.excepthook = write
+
+
+def is_reader_gone() -> bool:
+    """Return whether the program that stdout is piped into, such as `head`, has ended.
+
+    A lost network connection raises BrokenPipeError as well, and is no reason to end quietly. What
+    is still to be written to a reader that has gone is dropped, so that Python does not complain
+    of it on exit.
+    """
+    try:
+        stdout = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False  # stdout is no file of the system
+
+    poll = select.poll()
+    poll.register(stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stdout)
+    os.close(nowhere)
+    return True
 
 
 def setup_logging(level: int = logging.INFO) -> None:

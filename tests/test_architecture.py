@@ -29,7 +29,7 @@ FLOORS = [
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import
 COMMAND_LINE = {
-    *("errors", "redaction", "shipped", "machine"),
+    *("errors", "logs", "redaction", "shipped", "machine"),
     *("runs.checkpoint_files", "runs.model_folder"),
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only

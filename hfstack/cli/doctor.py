@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
+from hfstack.logs import is_reader_gone
 from hfstack.machine import count_cores, processor_name
 from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, PYPROJECT
 
@@ -387,4 +388,6 @@ if __name__ == "__main__":
     try:
         sys.exit(run_doctor())
     except BrokenPipeError:  # `hfstack doctor | head`: the reader has seen enough
-        sys.stderr.close()
+        if not is_reader_gone():
+            raise
+        sys.exit(1)

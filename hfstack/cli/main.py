@@ -19,6 +19,7 @@ from hfstack.cli.overview import list_recipes, shorten_reference
 from hfstack.cli.retry import execute_again
 from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
+from hfstack.logs import is_reader_gone
 from hfstack.redaction import redact
 from hfstack.shipped import ACCELERATE_CONFIGS, RECIPES, REFERENCE
 
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         say(redact(str(error)))
         return EXIT_MISTAKE
     except BrokenPipeError:  # `hfstack list | head`
-        sys.stderr.close()
+        if not is_reader_gone():
+            raise
         return EXIT_MISTAKE
 
 

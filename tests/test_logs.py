@@ -1,0 +1,31 @@
+"""The log and the end of a process whose output nobody reads any more."""
+
+import subprocess
+import sys
+
+_PROGRAM = """
+import sys
+from hfstack.logs import is_reader_gone
+
+assert not is_reader_gone()
+print("first", flush=True)
+sys.stdin.readline()
+try:
+    print("second", flush=True)
+except BrokenPipeError:
+    sys.exit(7 if is_reader_gone() else 8)
+"""
+
+
+def test_only_a_reader_that_has_gone_ends_a_program_quietly() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", _PROGRAM]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        complaints = process.stderr.read()
+    assert process.returncode == 7, "the reader is known to have gone"
+    assert complaints == "", "nothing is said of what could not be written"
