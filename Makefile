@@ -34,8 +34,9 @@ feedback: venv
 	@test -f runs/story/sft/run.json || { echo "there is no model to judge yet: make demo"; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" ROUNDS=1 OPEN_PAGE=true bash recipes/feedback_rounds.sh runs/story runs/story_feedback
 
+# one thread for each of the two: more would only wait for each other on two cores
 test: venv
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile
 
 test-versions:
 	PYTHON=$(PYTHON) .ci/test_versions

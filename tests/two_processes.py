@@ -29,6 +29,7 @@ def enter(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # or accelerate gives each process a thread of every core
     }
     torch.save(work(rank, folder, *given), folder / f"{rank}.pt")
     if torch.distributed.is_initialized():

@@ -53,8 +53,19 @@ def rungs(folder: Path) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted((folder / "rungs").glob("*/run.json"))}
 
 
-def test_every_rung_is_a_run_of_its_own(ladder, tmp_path: Path) -> None:
-    metrics = ladder(architectures=["llama-1m.json", "gru-1m.json"])
+def test_every_rung_is_a_run_of_its_own_and_is_not_done_again(ladder, tmp_path: Path) -> None:
+    architectures = ["llama-1m.json", "gru-1m.json"]
+    ladder(architectures=architectures, sizes=[1e4])
+    written = {
+        folder: (folder / "model.safetensors").stat().st_mtime_ns
+        for folder in rungs(tmp_path / "out").values()
+    }
+    assert len(written) == 2
+
+    metrics = ladder(architectures=architectures, sizes=[1e4, 3e4])
+    for folder, when in written.items():
+        assert (folder / "model.safetensors").stat().st_mtime_ns == when
+
     found = rungs(tmp_path / "out")
     assert len(found) == metrics["rungs"] == 4
     record = read_run(tmp_path / "out")
@@ -81,15 +92,6 @@ def test_every_rung_is_a_run_of_its_own(ladder, tmp_path: Path) -> None:
     assert sorted(losses) == sorted(
         read_run(folder).metrics["eval_loss"] for folder in found.values()
     )
-
-
-def test_a_finished_rung_is_not_done_again_and_the_ladder_grows(ladder, tmp_path: Path) -> None:
-    ladder(sizes=[1e4])
-    (first,) = rungs(tmp_path / "out").values()
-    before = (first / "model.safetensors").stat().st_mtime_ns
-    assert ladder(sizes=[1e4, 3e4])["rungs"] == 2
-    assert (first / "model.safetensors").stat().st_mtime_ns == before
-    assert len(rungs(tmp_path / "out")) == 2
 
 
 def test_a_ladder_that_was_stopped_goes_on(

@@ -268,7 +268,8 @@ def test_masks_in_code_only_what_no_program_reads(raw: str, expected: str) -> No
 def test_hostile_code_takes_linear_time(text: str) -> None:
     started = time.process_time()
     clean_text(text)
-    assert time.process_time() - started < 1.5
+    # what grows with the square of the length takes minutes here
+    assert time.process_time() - started < 8
 
 
 def test_a_letter_without_marks_is_never_code() -> None:

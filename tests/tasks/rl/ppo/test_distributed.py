@@ -68,7 +68,9 @@ def train_each(
     ]
 
 
-CRITIC_FREE = [
+KINDS: list[dict[str, Any]] = [
+    {"critic": "shared"},
+    {"low_rank": True},
     {"advantage": "rloo", "num_generations": 2},
     {"advantage": "grpo", "num_generations": 4},
     {"advantage": "reinforce"},
@@ -76,14 +78,9 @@ CRITIC_FREE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "several", [[{"critic": "shared"}], [{"low_rank": True}], CRITIC_FREE], ids=str
-)
-def test_two_processes_train_as_one(
-    several: list[dict[str, Any]], tiny_llama: Path, tmp_path: Path
-):
-    first, second = spawn(train_each, tmp_path, tiny_llama, several, 4)
-    alone = train_each(0, tmp_path, tiny_llama, several, 8)
+def test_two_processes_train_as_one(tiny_llama: Path, tmp_path: Path):
+    first, second = spawn(train_each, tmp_path, tiny_llama, KINDS, 4)
+    alone = train_each(0, tmp_path, tiny_llama, KINDS, 8)
     for runs in zip(first, second, alone, strict=True):
         check_two_are_as_one(*runs)
 
