@@ -26,17 +26,14 @@ from pathlib import Path
 from types import ModuleType
 
 from kill_soak import (
-    RECIPES,
-    Flags,
     compare,
     kill_while_saving,
     load_and_warm_up,
-    make_inputs,
     read_last_line,
     start,
-    training_flags,
     wait,
 )
+from soak_recipes import RECIPES, Flags, make_inputs, training_flags
 
 from hfstack.errors import CheckpointError
 from hfstack.runs.checkpoint_files import find_damage, list_checkpoints, step_of

@@ -2,6 +2,7 @@
 
     python benchmarks/kill_soak.py                                    # 60 kills over four recipes
     python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
+    python benchmarks/kill_soak.py --recipes pretrain_clm --processes 2   # both are killed at once
 
 Each recipe trains a tiny model with dropout, shuffling, gradient accumulation, evaluations and a
 checkpoint every second step, first undisturbed. Then the same command is started again and again
@@ -17,6 +18,7 @@ failure is not part of this.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -25,19 +27,20 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from soak_recipes import RECIPES, Flags, make_inputs, training_flags
 
 from hfstack.config import command_line, parse
 from hfstack.recipe_settings import load_recipe, settings_classes
@@ -46,7 +49,6 @@ from hfstack.runs.manifest import MANIFEST
 ROOT = Path(__file__).parent.parent
 # Clocks, and what is computed from them; everything else in the log must be equal.
 CLOCKS = re.compile(r"(_runtime|_per_second|tokens_per_s|mfu|step_time)$|^time/")
-Flags = dict[str, object]
 
 
 @dataclass
@@ -67,6 +69,7 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--kills", type=int, default=60, help="how many at least, over all recipes")
     parser.add_argument("--kills_per_run", type=int, default=5)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each run")
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument(
@@ -111,7 +114,7 @@ def soak(
 ) -> Outcome:
     """Run one recipe undisturbed, then killed until `kills` are reached."""
     module = load_and_warm_up(recipe)
-    flags = training_flags(flags, steps=args.steps)
+    flags = training_flags(flags, steps=args.steps, processes=args.processes)
     folder.mkdir(parents=True)
 
     # undisturbed
@@ -138,26 +141,6 @@ def soak(
             log.unlink()
 
     return outcome
-
-
-def training_flags(flags: Flags, *, steps: int) -> Flags:
-    """Return the flags of a recipe with what all have in common: a short, eventful run."""
-    common: Flags = {
-        "max_steps": steps,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "save_total_limit": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 4,
-        "logging_steps": 1,
-        "report_to": "none",
-        "bf16": "false",
-        "dataloader_pin_memory": "false",
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "disable_tqdm": "true",
-    }
-    return {name: value for name, value in (common | flags).items() if value is not None}
 
 
 def kill_and_resume(
@@ -224,8 +207,8 @@ def kill_while_saving(process: int, out: Path, generator: random.Random) -> bool
 
 
 def kill(process: int) -> bool:
-    """Send SIGKILL to a process, and return whether that is what ended it."""
-    os.kill(process, signal.SIGKILL)
+    """Send SIGKILL to a process and its second one; return whether that is what ended it."""
+    os.killpg(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
@@ -247,10 +230,15 @@ def start(module: ModuleType, flags: Flags, out: Path) -> int:
     sys.stdout.flush()
     process = os.fork()
     if process:
+        with contextlib.suppress(PermissionError):  # it has done so itself
+            os.setpgid(process, process)
         return process
 
     # in the child
     code = 1
+    os.setpgid(0, 0)
+    if flags.get("ddp_backend"):
+        become_two_processes()
     try:
         with out.with_suffix(".log").open("ab", buffering=0) as log:
             for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
@@ -271,6 +259,18 @@ def start(module: ModuleType, flags: Flags, out: Path) -> int:
         sys.stderr.flush()
         # Nothing that the parent registered shall run here.
         os._exit(code)
+
+
+def become_two_processes() -> None:
+    """Fork the second process of a run, of the same group; each gets its rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    rank = int(os.fork() == 0)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # what the warm-up has found out about a process of its own
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def load_and_warm_up(recipe: str) -> ModuleType:
@@ -326,175 +326,6 @@ def read_last_line(out: Path) -> str:
     lines = out.with_suffix(".log").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "nothing was written"
 
-
-def make_inputs(folder: Path) -> Path:
-    """Write a tiny tokenizer, a tiny chat model with dropout, and rows of each form."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
-
-    # rows
-    words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
-    stories = [
-        f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
-        for i in range(80)
-    ]
-
-    # tokenizer
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        stories,
-        trainers.BpeTrainer(
-            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=special[0], pad_token=special[1]
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-
-    # models
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=True,
-        attention_dropout=0.1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-
-    # files
-    forms = {
-        "text": [{"text": story} for story in stories * 4],
-        "chat": [
-            {"prompt": f"Who is number {i}?", "completion": f"The {words[i % 8]}."}
-            for i in range(80)
-        ],
-        "pairs": [
-            {
-                "prompt": f"Tell of {i}: ",
-                "chosen": f"a kind {words[i % 8]} was happy",
-                "rejected": f"a ball {i % 9}",
-            }
-            for i in range(80)
-        ],
-    }
-    for name, rows in forms.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    gpt2 = {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "n_layer": 2,
-        "n_head": 2,
-        "n_embd": 64,
-        "n_positions": 128,
-        "vocab_size": len(tokenizer),
-    }
-    (folder / "gpt2.json").write_text(json.dumps(gpt2))
-    return folder
-
-
-def pretrain_flags(inputs: Path) -> Flags:
-    """Return the flags of a GPT-2 from scratch, with dropout everywhere."""
-    return {
-        "model_name_or_path": inputs / "gpt2.json",
-        "tokenizer_name_or_path": inputs / "model",
-        "datasets": inputs / "text.jsonl",
-        "eval_fraction": 0.1,
-        "block_size": 32,
-        "per_device_train_batch_size": 4,
-        "sample_tokens": 4,
-        "warmup_steps": 2,
-    }
-
-
-def sft_flags(inputs: Path) -> Flags:
-    """Return the flags of an adapter with dropout, on packed rows."""
-    return {
-        "model_name_or_path": inputs / "model",
-        "datasets": inputs / "chat.jsonl",
-        "eval_fraction": 0.1,
-        "max_length": 64,
-        "packing": "true",
-        "per_device_train_batch_size": 2,
-        "use_peft": "true",
-        "lora_r": 4,
-        "lora_dropout": 0.1,
-        "lora_target_modules": "all-linear",
-        "answer_tokens": 4,
-        "activation_checkpointing": "false",
-        "gradient_checkpointing": "false",
-    }
-
-
-def reward_flags(inputs: Path) -> Flags:
-    """Return the flags of a reward head on a model with dropout."""
-    return {
-        "model_name_or_path": inputs / "model",
-        "datasets": inputs / "pairs.jsonl",
-        "eval_fraction": 0.1,
-        "per_device_train_batch_size": 2,
-        "center_rewards_coefficient": 0.01,
-        "activation_checkpointing": "false",
-        "gradient_checkpointing": "false",
-    }
-
-
-def pair_flags(inputs: Path) -> Flags:
-    """Return the flags of an adapter that is aligned by pairs: DPO, ORPO, KTO."""
-    own: Flags = {"packing": None, "answer_tokens": None, "datasets": inputs / "pairs.jsonl"}
-    return sft_flags(inputs) | own
-
-
-def ppo_flags(inputs: Path) -> Flags:
-    """Return the flags of PPO with two optimizer steps a rollout.
-
-    The policy is an adapter with dropout, the critic a model of its own, the reward a function.
-    """
-    return {
-        "model_name_or_path": inputs / "model",
-        "datasets": inputs / "chat.jsonl",
-        "eval_fraction": 0.1,
-        "as_chat": "false",
-        "max_steps": None,
-        "total_episodes": 64,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "num_mini_batches": 2,
-        "num_ppo_epochs": 1,
-        "max_completion_length": 6,
-        "critic_warmup_rollouts": 0,
-        "use_peft": "true",
-        "lora_r": 4,
-        "lora_dropout": 0.1,
-        "lora_target_modules": "all-linear",
-    }
-
-
-RECIPES: dict[str, Callable[[Path], Flags]] = {
-    "pretrain_clm": pretrain_flags,
-    "sft": sft_flags,
-    "reward": reward_flags,
-    "dpo": pair_flags,
-    "orpo": pair_flags,
-    "kto": pair_flags,
-    "ppo": ppo_flags,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -43,6 +43,7 @@ from hfstack.errors import (
 from hfstack.field_help import document_fields
 from hfstack.hints import suggest
 from hfstack.logs import get_logger, is_reader_gone, redact_tracebacks, setup_logging, shorten
+from hfstack.machine_failures import describe_failure
 from hfstack.option_cache import remember_options
 from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
@@ -87,8 +88,8 @@ def command_line(main: Callable[..., Any]) -> None:
     """Fill `main`'s parameters from the command line, call it, and exit with a code.
 
     Exits with 0 when the recipe is done (or was done before), 1 after one line on stderr for a
-    user's mistake, 75 when the process was asked to stop. Any other exception is a bug and keeps
-    its traceback.
+    user's mistake or a failure of the machine, 75 when the process was asked to stop. Any other
+    exception is a bug and keeps its traceback.
     """
     setup_logging()
     redact_tracebacks()
@@ -119,8 +120,12 @@ def command_line(main: Callable[..., Any]) -> None:
         if not is_reader_gone():
             raise
         sys.exit(EXIT_USER_MISTAKE)
-    except HfstackError as error:
-        line = redact(f"{name}: {' '.join(str(error).split())}")
+    except Exception as error:
+        # What fails of the machine outside of a run, whose own end says it otherwise.
+        said = str(error) if isinstance(error, HfstackError) else describe_failure(error)
+        if said is None:
+            raise
+        line = redact(f"{name}: {' '.join(said.split())}")
         print(shorten(line), file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_USER_MISTAKE)
 

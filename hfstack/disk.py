@@ -41,6 +41,7 @@ _ADVICE = {
     errno.EIO: "look at the disk or the network that it lies on",
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the size that a file may have (ulimit -f)",
 }
 
 
@@ -125,6 +126,14 @@ def is_inside(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError):  # a circle of links; a name with NUL
         return False
+
+
+def target_of(path: Path) -> str:
+    """Return where a path leads, for a message about its links."""
+    try:
+        return str(path.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return "nowhere"
 
 
 def file_names(folder: Path) -> list[str]:

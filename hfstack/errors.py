@@ -23,6 +23,13 @@ class CheckpointError(HfstackError, RuntimeError):
     """A checkpoint or run directory is missing, incomplete, or of something else."""
 
 
+class MachineError(HfstackError, OSError):
+    """The machine failed a run: its disk, its memory, or a limit of the system.
+
+    Unlike the others it may go away by itself, so that a launch may be tried again.
+    """
+
+
 class ProcessError(HfstackError, RuntimeError):
     """Other processes of the run have ended, or do not answer."""
 

@@ -21,6 +21,7 @@ from hfstack.diagnosis.diagnose import (
     link_verdicts,
 )
 from hfstack.diagnosis.findings import ONLINE_RECIPES, ChainRun
+from hfstack.disk import is_inside
 from hfstack.errors import ConfigError, DataError
 from hfstack.reporting.runs import Report, load_runs
 from hfstack.runs.run import Run
@@ -109,7 +110,7 @@ def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
 def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
     """Return the rows of a file of JSON lines, none where the run has none."""
     path = report.directory / report.record.artifacts.get(artifact, "")
-    if not path.is_file():
+    if not path.is_file() or not is_inside(path, report.directory):
         return ()
 
     try:

@@ -18,7 +18,7 @@ from hfstack.config import command_line
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.contents import ADAPTER_FILE, identify_model
 from hfstack.models.shards import merge_checkpoint
-from hfstack.publishing.files import detect_kind
+from hfstack.publishing.files import detect_kind, refuse_outside
 from hfstack.publishing.merging import in_shards, merge_adapter
 from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
 from hfstack.runs.run import Run, RunArgs
@@ -75,6 +75,9 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
         if (damage := find_damage(checkpoint)) is not None:
             raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
         run.record_inputs(checkpoint.parent)
+        beside = [path for pattern in TOKENIZER_FILES for path in checkpoint.glob(pattern)]
+        for path in beside:
+            refuse_outside(path, checkpoint)
 
         # model
         parameters, found = merge_checkpoint(
@@ -87,9 +90,8 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
             AutoTokenizer.from_pretrained(
                 args.model_name_or_path, trust_remote_code=False
             ).save_pretrained(run.output_dir)
-        for pattern in TOKENIZER_FILES:
-            for path in checkpoint.glob(pattern):
-                shutil.copyfile(path, run.output_dir / path.name)
+        for path in beside:
+            shutil.copyfile(path, run.output_dir / path.name)
 
         # finish
         print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")

@@ -74,6 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         key = f"{self.command} {parts.path}"
         self.hub.log.append(key)
         fault = next((f for f in self.hub.faults if f.times > 0 and re.search(f.match, key)), None)
+        if fault is not None and fault.skip:
+            fault.skip -= 1
+            fault = None
         try:
             if fault is not None:
                 fault.times -= 1

@@ -69,6 +69,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     after: bool = False
     """Carry the request out first, so that only its answer is lost."""
+    skip: int = 0
+    """Let so many requests pass first."""
 
 
 class Hub:

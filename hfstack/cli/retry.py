@@ -28,7 +28,7 @@ _MISTAKES = {
     name
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, HfstackError)
-}
+} - {errors.MachineError.__name__}
 
 
 def execute_again(launch: Launch) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hfstack.disk import is_inside, target_of
 from hfstack.errors import DataError
 from hfstack.feedback.access import token_of
 from hfstack.feedback.agreement import majority
@@ -73,9 +74,22 @@ class ExportCounts:
 
 
 def store_paths(places: Sequence[str]) -> list[Path]:
-    """Return the files of stores that are named by file or by the folder of their run."""
-    paths = map(Path, places)
-    return [path / "feedback.sqlite" if path.is_dir() else path for path in paths]
+    """Return the files of stores that are named by file or by the folder of their run.
+
+    Raises:
+        DataError: what a folder has as its store is a link to another one, whose rows would be
+            exported.
+    """
+    found = []
+    for place in map(Path, places):
+        path = place / "feedback.sqlite" if place.is_dir() else place
+        if place.is_dir() and not is_inside(path, place):
+            raise DataError(
+                f"{path} is a link to {target_of(path)}, outside of {place}: name that file if its "
+                "judgements are meant"
+            )
+        found.append(path)
+    return found
 
 
 def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:

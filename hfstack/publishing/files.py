@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import is_inside
+from hfstack.disk import is_inside, target_of
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
 from hfstack.models.contents import CLASSIFIER_FILE, Kind, identify_model
@@ -262,7 +262,7 @@ def refuse_outside(path: Path, folder: Path) -> None:
     """Raise CheckpointError where a file of a folder leads out of it, as a link may."""
     if not is_inside(path, folder):
         raise CheckpointError(
-            f"{path} is a link to {path.resolve()}, outside of {folder}, and would publish that: "
+            f"{path} is a link to {target_of(path)}, outside of {folder}, and would publish that: "
             "replace it by a copy if it belongs there"
         )
 

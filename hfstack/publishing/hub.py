@@ -10,7 +10,6 @@ killed, leaves the repository as it was, and the next attempt does not send agai
 """
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,14 +21,13 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
-from hfstack.errors import ConfigError, HubError
+from hfstack.errors import CheckpointError, ConfigError, HubError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import PICKLES, Item
 from hfstack.publishing.hub_errors import (
@@ -39,6 +37,7 @@ from hfstack.publishing.hub_errors import (
     retry_after_s,
     status_of,
 )
+from hfstack.runs.record_forms import read_publication_file
 from hfstack.runs.rendering import PUBLICATION
 
 logger = get_logger(__name__)
@@ -265,11 +264,17 @@ def find_superseded(
     if PUBLICATION in paths:
         with tempfile.TemporaryDirectory() as folder:
             path = _download(target, PUBLICATION, revision, folder)
-            before = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("kind") != kind:
+            try:
+                before = read_publication_file(path)
+            except CheckpointError as error:
+                reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
+                raise ConfigError(
+                    f"--repo {target.repo} has a damaged {PUBLICATION} ({reason}), so it is not "
+                    "known which files belong to it: remove it there, or choose another name"
+                ) from None
+        if before["kind"] != kind:
             raise ConfigError(
-                f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: "
-                "choose another"
+                f"--repo {target.repo} holds a {before['kind']}, this is a {kind}: choose another"
             )
         return sorted(paths & set(before["files"]) - new)
 
@@ -420,7 +425,9 @@ def _list_files(target: HubRepo, revision: str) -> dict[str, Any]:
             target.repo, recursive=True, revision=revision, repo_type=target.repo_type
         )
         return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
-    except HfHubHTTPError as error:
+    except Exception as error:
+        if not is_network(error):
+            raise
         raise describe(error, target.url, target.endpoint) from error
 
 

@@ -7,6 +7,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from hfstack.errors import HubError
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 300.0
 _MEANING = {
     401: "the token is not valid or there is none: set HF_TOKEN, or run `hf auth login`",
     403: "the token may not do that: make one that may write in the settings of the endpoint",
@@ -59,7 +60,9 @@ def retry_after_s(error: BaseException) -> float:
         response = getattr(cause, "response", None)
         if response is not None:
             asked = response.headers.get("Retry-After", "")
-            return float(asked) if asked.isdigit() else 0.0
+            # An endpoint is not trusted: it may ask for a year.
+            is_number = asked.isascii() and asked.isdigit()
+            return min(float(asked), _LONGEST_WAIT_S) if is_number else 0.0
     return 0.0
 
 

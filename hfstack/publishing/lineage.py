@@ -169,6 +169,9 @@ def _find_evaluations(model: Path) -> list[tuple[Path, RunRecord]]:
     found = []
     neighbours = (path for path in model.parent.iterdir() if (path / RUN_FILE).is_file())
     for folder in sorted(path for path in neighbours if path != model):
+        # What is elsewhere on the disk is published when it is named, and not otherwise.
+        if not is_inside(folder, model.parent):
+            continue
         try:
             record = read_run(folder)
         except CheckpointError:  # a neighbour that is still going is none of our business

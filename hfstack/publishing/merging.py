@@ -19,6 +19,7 @@ from hfstack.publishing.files import (
     PublishedKind,
     detect_kind,
     published_files,
+    refuse_outside,
     tokenizer_files,
 )
 
@@ -76,6 +77,7 @@ def merge_adapter(adapter: Path, kind: PublishedKind, folder: Path) -> tuple[int
     model.save_pretrained(folder)
     beside = {path.name: path for name in FACTS if (path := adapter / name).is_file()}
     for name, path in (tokenizer_files(adapter) | beside).items():
+        refuse_outside(path, adapter)
         shutil.copyfile(path, folder / name)
 
     whole = replace(kind, adapter=False)

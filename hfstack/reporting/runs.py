@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import is_inside
+from hfstack.disk import is_inside, target_of
 from hfstack.drawing.smoothing import Points
 from hfstack.errors import CheckpointError, DataError
+from hfstack.logs import get_logger
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.runs.record_forms import read_trainer_state
+
+logger = get_logger(__name__)
 
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SEARCH_DEPTH = 2
@@ -91,6 +94,16 @@ def find_runs(folder: Path) -> list[Path]:
         found += [path for path in level if (path / RUN_FILE).is_file()]
         outside = [path for path in level if path not in found and path.is_dir()]
         level = [child for path in outside for child in sorted(path.iterdir())]
+        # A page must not carry away what nobody named.
+        for path in [child for child in level if not is_inside(child, folder)]:
+            level.remove(path)
+            if (path / RUN_FILE).is_file():
+                logger.warning(
+                    "%s is a link to %s, outside of %s: left out; name it if it belongs here",
+                    path,
+                    target_of(path),
+                    folder,
+                )
 
     if not found:
         reason = "no such directory"

@@ -327,24 +327,6 @@ def size_bytes(path: Path) -> int:
     return sum((path / name).stat().st_size for name in content_names(path))
 
 
-def says_disk_is_full(error: BaseException) -> bool:
-    """Return whether an error, of whichever library, means that the disk is full."""
-    words = (
-        *("No space left", "os error 28", "Disk quota", "File too large"),
-        # torch.save says neither why nor where
-        *("PytorchStreamWriter failed writing", "inline_container.cc"),
-    )
-
-    # Libraries raise errors of their own while they handle the system's.
-    current: BaseException | None = error
-    while current is not None:
-        if any(word in str(current) for word in words):
-            return True
-        current = current.__cause__ or current.__context__
-
-    return False
-
-
 def _find_structural_damage(path: Path, deep: bool) -> str | None:
     """Return the damage that files show by themselves, or None.
 

@@ -16,9 +16,11 @@ from hfstack.disk import (
     describe_file,
     hash_text,
     is_as_described,
+    is_inside,
     is_missing,
     retry_reading,
     size_of_file,
+    target_of,
 )
 from hfstack.errors import CheckpointError, ConfigError, HfstackError
 from hfstack.json_forms import read_json
@@ -99,10 +101,15 @@ def read_run(directory: str | Path) -> RunRecord:
     """Read the run.json of a run directory.
 
     Raises:
-        CheckpointError: there is none, it is not whole, it could not be read, or it was written by
-            a newer hfstack.
+        CheckpointError: there is none, it is not whole, it could not be read, it was written by a
+            newer hfstack, or it is a link to the record of another run.
     """
     path = Path(directory) / RUN_FILE
+    if not is_inside(path, Path(directory)):
+        raise CheckpointError(
+            f"{path} is a link to {target_of(path)}, the record of another run: copy it if it "
+            "belongs there"
+        )
     try:
         content = retry_reading(path.read_bytes, path, raises=CheckpointError)
         values = read_json(content)

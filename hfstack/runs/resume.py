@@ -1,13 +1,15 @@
-"""Choose the checkpoint to resume from, and clear up after a full disk."""
+"""Choose the checkpoint to resume from, and say after a failure how to go on."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import TrainerState
 
-from hfstack.errors import CheckpointError
+from hfstack.errors import CheckpointError, HfstackError, MachineError, Preempted
 from hfstack.logs import get_logger
+from hfstack.machine_failures import describe_failure, says_disk_is_full, says_missing
 from hfstack.runs.checkpoint_files import (
     STATE,
     check_checkpoint,
@@ -28,6 +30,7 @@ from hfstack.runs.record import (
 logger = get_logger(__name__)
 
 ADAPTER_FOLDER = "adapter"
+_CLOCKS = ("_runtime", "_per_second")
 
 # What decides how many steps there are: with another value more may be left to take.
 _LENGTH = frozenset(
@@ -132,6 +135,47 @@ def choose_checkpoint(
     return path, step, changed
 
 
+def explain_failure(
+    record: RunRecord, error: BaseException | None, *, clears: bool = False
+) -> HfstackError | None:
+    """Return what failed of the machine as one line, with what to do next.
+
+    None for what is no such failure: a user's mistake, a stop, and a bug.
+
+    Args:
+        record: of the run that ends.
+        error: what ends it.
+        clears: whether this process removes what a full disk left half written.
+    """
+    if not isinstance(error, Exception) or isinstance(error, HfstackError | Preempted):
+        return None
+    if clears and says_disk_is_full(error):
+        return clear_full_disk(record, error)
+
+    # run.json is written before anything else, and nothing of ours ever deletes it.
+    directory = Path(record.output_dir)
+    if says_missing(error) and not (directory / RUN_FILE).is_file():
+        return MachineError(
+            f"{directory} was deleted or moved away while the run was going on; put it back, and "
+            "continue with --resume_from_checkpoint last"
+        )
+
+    failure = describe_failure(error)
+    if failure is None:
+        return None
+    strict = record.verified_checkpoints
+    try:
+        newest = newest_checkpoint(directory, needs_manifest=strict)
+    except CheckpointError as unreadable:
+        logger.warning("the checkpoints could not be looked at: %s", unreadable)
+        newest = None
+    standing = "no checkpoint is whole yet" if newest is None else f"{newest.name} is whole"
+    return MachineError(
+        f"this machine failed the run: {failure}; {standing}: then continue with "
+        "--resume_from_checkpoint last"
+    )
+
+
 def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
     """Remove the checkpoint that could not be written, and return an error to raise."""
     directory = Path(record.output_dir)
@@ -153,6 +197,24 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
         f"the disk of {directory} is full ({reason}); {removal}{what_to_do} "
         "--resume_from_checkpoint last"
     )
+
+
+def drop_repeated_evaluations(state: TrainerState) -> None:
+    """Keep one of the evaluations of a step that were done again with the same result.
+
+    A second start does what the first may have done already, and a recipe may evaluate what the
+    Trainer has just evaluated.
+    """
+    seen: set[str] = set()
+    kept = []
+    for entry in state.log_history:
+        numbers = {name: value for name, value in entry.items() if not name.endswith(_CLOCKS)}
+        result = json.dumps(numbers, sort_keys=True)
+        if result in seen and any(name.startswith("eval_") for name in entry):
+            continue
+        seen.add(result)
+        kept.append(entry)
+    state.log_history = kept
 
 
 def count_every_step(metrics: dict[str, Any], state: TrainerState, resumed_step: int) -> None:

@@ -29,19 +29,18 @@ from typing import Any, Self
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hfstack.config import allowed_changes
-from hfstack.disk import atomic_write
+from hfstack.disk import atomic_write, describe_os_error
 from hfstack.errors import (
     CheckpointError,
     ConfigError,
     DivergedError,
     ExamplesShown,
-    HfstackError,
     Preempted,
     ProcessError,
 )
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
-from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
+from hfstack.runs.checkpoint_files import newest_checkpoint
 from hfstack.runs.claim import claim_directory, describe_process
 from hfstack.runs.environment import (
     describe_hardware,
@@ -72,8 +71,9 @@ from hfstack.runs.record import (
 from hfstack.runs.resume import (
     ADAPTER_FOLDER,
     choose_checkpoint,
-    clear_full_disk,
     count_every_step,
+    drop_repeated_evaluations,
+    explain_failure,
     say_what_is_trained,
 )
 from hfstack.runs.stop_signals import StopSignals
@@ -228,7 +228,9 @@ class Run:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         # Launchers may send a signal again, and run.json is written all the same.
         self._signals.ignore()
-        refusal = self._close_checkpoints(error) or name_silent(self._rank, error)
+        self._close_checkpoints(error)
+        refusal = explain_failure(self.record, error, clears=self._rank == 0)
+        refusal = refusal or name_silent(self._rank, error)
         if isinstance(refusal, ProcessError):
             self._writes = self._rank == refusal.first_left
 
@@ -244,18 +246,21 @@ class Run:
             self.record.status = "failed"
             record_error(self.record, refusal or error)
         if error is not None and self._rank == 0:
-            say_what_is_trained(self.output_dir, since=self._began_time)
+            # A hint, on a disk that may be the one that failed.
+            with contextlib.suppress(OSError):
+                say_what_is_trained(self.output_dir, since=self._began_time)
 
         self.record.ended = utc_now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
 
         try:
             self._write()
-        except OSError:
+        except OSError as unwritten:
             # The run's own error matters more.
-            if error is None:
+            if error is not None:
+                logger.warning("run.json could not be written: %s", describe_os_error(unwritten))
+            elif (refusal := explain_failure(self.record, unwritten)) is None:
                 raise
-            logger.exception("run.json could not be written")
         finally:
             self._signals.restore()
             # Last, because a tracker may wait for its server.
@@ -278,14 +283,8 @@ class Run:
         if newest is not None:
             self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
 
-    def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
-        """Wait for a checkpoint that is being verified.
-
-        After a full disk, remove what was half written.
-
-        Returns:
-            The error to raise in place of that of a full disk, with what to do next.
-        """
+    def _close_checkpoints(self, error: BaseException | None) -> None:
+        """Wait for a checkpoint that is being verified."""
         to_finish = [] if self._signals.at_once else self._at_exit
         for finish in to_finish:
             try:
@@ -294,12 +293,6 @@ class Run:
                 if error is None:
                     raise
                 logger.warning("%s", unfinished)
-
-        if error is None or isinstance(error, HfstackError | Preempted):
-            return None
-        if self._rank != 0 or not says_disk_is_full(error):
-            return None
-        return clear_full_disk(self.record, error)
 
     @property
     def asks_to_push(self) -> bool:
@@ -472,6 +465,7 @@ class Run:
         record_commits(self.record, None)
         if trainer is not None:
             assert self.record.save_check, "what was trained is saved before it is scored"
+            drop_repeated_evaluations(trainer.state)
             trainer.save_state()
             self.add_artifact("trainer_state", "trainer_state.json")
             # kept so far to resume from; the same adapter lies beside run.json

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import integration_utils
 
 from hfstack.disk import atomic_write
-from hfstack.errors import ConfigError, HfstackError, MissingExtraError
+from hfstack.errors import ConfigError, HfstackError, MissingExtraError, Preempted
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -36,6 +36,12 @@ _APPEND_ONLY = ("wandb", "trackio")
 _DELIVERY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
+
+# Everything that a callback is called for after its start.
+_LATER_EVENTS = {name for name in vars(TrainerCallback) if name.startswith("on_")} - {
+    "on_init_end",
+    "on_train_begin",
+}
 
 # Run names and environment variables that were set in this file, and not by the user.
 _set_here: set[str] = set()
@@ -87,10 +93,11 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
         failed = False
     finally:
         table.update(callbacks)
-        logged.save(everything=True)
-        for close in logged.at_end:
-            close()
-        _end_wandb(args, failed=failed)
+        for close in (lambda: logged.save(everything=True), *logged.at_end):
+            with _left_out_when_it_fails("a tracker"):
+                close()
+        with _left_out_when_it_fails("wandb"):
+            _end_wandb(args, failed=failed)
 
         for name, value in before.items():
             if value is None:
@@ -256,7 +263,10 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
 
 def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
-    """Return a tracker's callback that says in one line why it cannot start."""
+    """Return a tracker's callback that says in one line why it cannot start.
+
+    What fails later, such as a server that went away, ends the tracking and not the training.
+    """
 
     class Named(known):
         """The callback, with its name in front of what it could not do."""
@@ -281,7 +291,48 @@ def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
                 ) from error
 
     Named.upstream = getattr(known, "upstream", known)
+    for event in _LATER_EVENTS:
+        handle = getattr(known, event)
+        if handle is not getattr(TrainerCallback, event):
+            setattr(Named, event, _until_it_fails(handle, name))
     return Named
+
+
+def _until_it_fails(handle: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a tracker's answer to an event, which is left out once the tracker has failed."""
+
+    def call(callback: Any, *args: Any, **kwargs: Any) -> Any:
+        if name in vars(callback).setdefault("_failed", set()):
+            return None
+        with _left_out_when_it_fails(name, callback._failed):
+            return handle(callback, *args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _left_out_when_it_fails(name: str, failed: set[str] | None = None) -> Iterator[None]:
+    """Log in one line what a tracker raises, and go on without it.
+
+    Args:
+        name: of the tracker.
+        failed: where the name is noted then.
+    """
+    try:
+        yield
+    # A signal may arrive while a tracker is busy, and memory is not the tracker's own.
+    except (HfstackError, Preempted, MemoryError):
+        raise
+    except Exception as error:
+        logger.warning(
+            "--report_to %s failed: %s: %s; the run goes on without it, and trainer_state.json has "
+            "every number",
+            name,
+            type(error).__name__,
+            " ".join(str(error).split())[:200],
+        )
+        if failed is not None:
+            failed.add(name)
 
 
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:

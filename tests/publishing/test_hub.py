@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -14,12 +15,15 @@ from hfstack.publishing.files import Item, make_item
 from hfstack.publishing.hub import (
     HubRepo,
     check_pushed,
+    find_superseded,
     find_token,
     prepare_repo,
     probe_xet,
     push,
     transport,
 )
+from hfstack.publishing.hub_errors import retry_after_s
+from hfstack.runs.rendering import PUBLICATION
 from tests.conftest import ROOT
 from tests.hub_fixtures import FINE, NARROW, OTHER, READER, WRITER, hub
 from tests.minihub_state import Hub
@@ -290,3 +294,22 @@ def test_what_was_pushed_is_not_read_from_this_machines_cache(
     )
     assert Path(taken).read_text() == "{}", "upstream takes it"
     assert check_pushed(where, items, sha) == 2
+
+
+def test_what_the_endpoint_says_is_not_trusted(hub: Hub, items: list[Item]):
+    """A record of an earlier publication that is none, and a wait of a year."""
+    where = target(hub)
+    parent = prepare_repo(where)
+    repo = hub.repo("alice/model")
+    for content in (b"[]", b"{", b'{"kind": "causal"}', b'{"files": 3}'):
+        there = hub.put(repo, "main", "theirs", {PUBLICATION: hub.store(content)})
+        with pytest.raises(ConfigError, match="alice/model has a damaged publication.json"):
+            find_superseded(where, there, items, kind="causal")
+    hub.fail("GET .*/tree/", "drop", times=99)
+    with pytest.raises(HubError, match="cannot be reached"):
+        find_superseded(where, parent, items, kind="causal")
+
+    for asked, wait_s in (("99999999999", 300.0), ("\u00b2", 0.0), ("soon", 0.0), ("2", 2.0)):
+        error = Exception()
+        error.response = SimpleNamespace(headers={"Retry-After": asked})  # type: ignore[attr-defined]
+        assert retry_after_s(error) == wait_s

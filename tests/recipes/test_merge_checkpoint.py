@@ -60,6 +60,15 @@ def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
         run_recipe("merge_checkpoint", "--output_dir", tmp_path / "out")
     with pytest.raises(CheckpointError, match="holds no whole checkpoint-<step>"):
         run_recipe("merge_checkpoint", "--checkpoint", tmp_path, "--output_dir", tmp_path / "out")
+    # a link out of the checkpoint would become a file of the model that is published
+    name = "chat_template.jinja"
+    (tmp_path / "private.txt").write_text("a private text")
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to(tmp_path / "private.txt")
+    write_manifest(checkpoint, step=6, world_size=2)
+    with pytest.raises(CheckpointError, match=f"{name} is a link to .*private.txt, outside of"):
+        run_recipe("merge_checkpoint", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json"}
     (checkpoint / SHARD).unlink()
     with pytest.raises(
         CheckpointError, match=f"is no whole checkpoint: {SHARD} is missing; name another"

@@ -14,6 +14,7 @@ import pytest
 
 from hfstack.errors import CheckpointError
 from hfstack.logs import setup_logging
+from hfstack.machine_failures import says_disk_is_full
 from hfstack.runs.checkpoint_files import (
     check_checkpoint,
     find_damage,
@@ -22,7 +23,6 @@ from hfstack.runs.checkpoint_files import (
     remove_unfinished,
     resumable_checkpoint,
     rotate,
-    says_disk_is_full,
     size_bytes,
 )
 from hfstack.runs.manifest import INCOMPLETE, MANIFEST, read_manifest_settings, write_manifest

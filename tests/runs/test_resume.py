@@ -11,7 +11,12 @@ from transformers import TrainingArguments
 
 from hfstack.errors import CheckpointError
 from hfstack.runs.manifest import write_manifest
-from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.resume import (
+    choose_checkpoint,
+    clear_full_disk,
+    drop_repeated_evaluations,
+    whole_train_loss,
+)
 from hfstack.runs.run import Run
 
 
@@ -137,3 +142,14 @@ def test_the_resume_point_is_chosen_once(tmp_path: Path) -> None:
         assert run.resume_point() == first
         assert (tmp_path / "run.json").read_text() == written and len(run.record.restarts) == 1
         run.finish({"loss": 1.0})
+
+
+def test_an_evaluation_that_was_done_again_is_in_the_log_once() -> None:
+    """Where its result is the same; that of the best checkpoint is another one."""
+    loss = {"step": 8, "loss": 2.0}
+    first, again = ({"step": 8, "eval_loss": 1.0, "eval_runtime": clock} for clock in (0.1, 0.2))
+    best = {"step": 8, "eval_loss": 0.5, "eval_runtime": 0.1}
+    earlier = {"step": 4, "eval_loss": 1.0, "eval_runtime": 0.1}
+    state: Any = SimpleNamespace(log_history=[earlier, loss, loss, first, best, again, dict(best)])
+    drop_repeated_evaluations(state)
+    assert state.log_history == [earlier, loss, loss, first, best]

@@ -3,6 +3,7 @@ resumed.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import WandbCallback, integration_utils
 
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, Preempted
 from hfstack.runs.record import read_run
 from hfstack.runs.trackers import LoggedSteps, forget_later_steps, tracked
 from hfstack.training.callbacks import Throughput
@@ -233,6 +234,39 @@ def test_a_tracker_that_cannot_start_is_named_in_one_line(
         with pytest.raises(ConfigError, match=message):
             callback.on_train_begin(args, state, control)
     assert integration_utils.INTEGRATION_TO_CALLBACK[name] is Unreachable
+
+
+def test_a_tracker_that_dies_later_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    calls: list[str] = []
+
+    class Dying(TrainerCallback):
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            calls.append("on_log")
+            raise BrokenPipeError("the server\nwent away")
+
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            calls.append("on_save")
+            raise Preempted("stopped by SIGTERM")
+
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Dying)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["tensorboard"])
+    state, control = TrainerState(), TrainerControl()
+    with tracked(args, tmp_path, "abcd1234"):
+        stopped, callback = (
+            integration_utils.INTEGRATION_TO_CALLBACK["tensorboard"]() for _ in range(2)
+        )
+        with pytest.raises(Preempted):
+            stopped.on_save(args, state, control)
+        for _ in range(2):
+            callback.on_log(args, state, control, logs={"loss": 1.0})
+        callback.on_save(args, state, control)
+    assert calls == ["on_save", "on_log"]
+    assert (
+        caplog.text.count("--report_to tensorboard failed: BrokenPipeError: the server went") == 1
+    )
 
 
 def test_the_users_own_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,7 @@ from hfstack.data.reading.files import (
     is_in_braces,
     known_suffixes,
 )
+from hfstack.data.reading.opening import refuse_bomb
 from hfstack.data.reading.parallel import (
     files_in_braces,
     join_parallel,
@@ -99,10 +100,13 @@ def _files_at(file: Path, split: str, document: Document) -> list[DataFile]:
         return [replace(_one_file(file), document=document)]
     try:
         with zipfile.ZipFile(file) as archive:
-            listed = [one.filename for one in archive.infolist() if not one.is_dir()]
+            entries = [one for one in archive.infolist() if not one.is_dir()]
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{file}: this is no whole zip archive: {error}") from error
 
+    # All together: members may lie over one another, so that each seems to be packed well.
+    refuse_bomb(file, sum(one.file_size for one in entries), file.stat().st_size)
+    listed = [one.filename for one in entries]
     members = [(PurePosixPath(name), file) for name in listed if _may_be_data(name)]
     return _files_of_tree(file, _placed(members, in_archive=True), split, document)
 

@@ -7,14 +7,9 @@ import codecs
 import io
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow
-import pyarrow.compute
-import pyarrow.parquet
 from datasets import Dataset
 
 from hfstack.data.reading.bad_rows import (
@@ -32,6 +27,7 @@ from hfstack.data.reading.conll import read_conll
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, read_lines
 from hfstack.data.reading.parallel import read_parallel
+from hfstack.data.reading.parquet import read_parquet
 from hfstack.data.reading.plain_text import read_txt
 from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
@@ -56,7 +52,7 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
         case "tsv":
             return read_tsv(file, note)
         case "parquet":
-            return _read_parquet(file)
+            return read_parquet(file)
         case "arrow":
             return _read_arrow(file)
         case "parallel":
@@ -303,43 +299,6 @@ class _JsonArray:
             offset = self._stream.tell() - len(error.object) + error.start
             raise DataError(f"{self._file}: invalid UTF-8 at byte {offset} of the file") from error
         return bool(chunk)
-
-
-def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
-    with open_bytes(file) as stream, tempfile.TemporaryFile() as plain:
-        source: Any = file.path
-
-        # Parquet is read from its end, so a file that is compressed from outside is unpacked first.
-        if file.compression:
-            shutil.copyfileobj(stream, plain)
-            plain.seek(0)
-            source = plain
-
-        number = 0
-        try:
-            table = pyarrow.parquet.ParquetFile(source)
-            for batch in table.iter_batches(batch_size=1000):
-                for row in _without_nan(batch).to_pylist():
-                    number += 1
-                    yield number, row, None
-        except (pyarrow.ArrowException, OSError) as error:
-            cause = str(error).splitlines()[0]
-            raise DataError(
-                f"{file}: truncated or damaged parquet file after row {number}: {cause}"
-            ) from error
-
-
-def _without_nan(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Return a batch whose nan are nulls, which is what pandas means by them."""
-    for index, name in enumerate(batch.schema.names):
-        column = batch.column(index)
-        if pyarrow.types.is_floating(column.type):
-            # Of a null it is null whether it is nan, and stays so.
-            call = pyarrow.compute.call_function
-            is_nan, null = call("is_nan", [column]), pyarrow.scalar(None, column.type)
-            plain = call("if_else", [is_nan, null, column])
-            batch = batch.set_column(index, name, plain)
-    return batch
 
 
 def _read_arrow(file: DataFile) -> Iterator[NumberedRow]:

@@ -67,6 +67,23 @@ def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
+def refuse_bomb(file: object, unpacked_bytes: int, packed_bytes: int) -> None:
+    """Raise DataError where a file says that it unpacks to more than any text does."""
+    if unpacked_bytes > _most_unpacked(packed_bytes):
+        raise _bomb(file)
+
+
+def _most_unpacked(packed_bytes: int) -> int:
+    return _UNPACKED_FREE_BYTES + _UNPACKED_RATIO * packed_bytes
+
+
+def _bomb(file: object) -> DataError:
+    return DataError(
+        f"{file}: it unpacks to more than {_UNPACKED_RATIO} times its size, as no text does; "
+        "unpack it yourself if you trust it"
+    )
+
+
 def read_head(file: DataFile) -> list[str]:
     """Return the lines of the first MiB of a text."""
     with open_bytes(file) as start:
@@ -126,7 +143,7 @@ def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.Buffere
             raw = bz2.BZ2File(stored)
 
     if named or file.member:
-        raw = _BoundedFile(file, raw, _UNPACKED_FREE_BYTES + _UNPACKED_RATIO * size_bytes)
+        raw = _BoundedFile(file, raw, _most_unpacked(size_bytes))
     return io.BufferedReader(raw, 1 << 20)
 
 
@@ -179,10 +196,7 @@ class _BoundedFile(io.RawIOBase):
         size = self._raw.readinto(buffer) or 0
         self._left -= size
         if self._left < 0:
-            raise DataError(
-                f"{self._file}: it unpacks to more than {_UNPACKED_RATIO} times its size, as no "
-                "text does; unpack it yourself if you trust it"
-            )
+            raise _bomb(self._file)
         return size
 
 

@@ -1,0 +1,199 @@
+"""The tiny recipes that the soaks start: models with dropout, rows of each form, and flags."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
+
+Flags = dict[str, object]
+
+
+def training_flags(flags: Flags, *, steps: int, processes: int = 1) -> Flags:
+    """Return the flags of a recipe with what all have in common: a short, eventful run."""
+    pair: Flags = {"ddp_backend": "gloo", "ddp_timeout": 20} if processes == 2 else {}
+    common: Flags = {
+        "max_steps": steps,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "bf16": "false",
+        "dataloader_pin_memory": "false",
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "disable_tqdm": "true",
+    }
+    return {name: value for name, value in (common | pair | flags).items() if value is not None}
+
+
+def make_inputs(folder: Path) -> Path:
+    """Write a tiny tokenizer, a tiny chat model with dropout, and rows of each form."""
+    # rows
+    words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
+    stories = [
+        f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
+        for i in range(80)
+    ]
+
+    # tokenizer
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        stories,
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=special[0], pad_token=special[1]
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+
+    # models
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+    # files
+    forms = {
+        "text": [{"text": story} for story in stories * 4],
+        "chat": [
+            {"prompt": f"Who is number {i}?", "completion": f"The {words[i % 8]}."}
+            for i in range(80)
+        ],
+        "pairs": [
+            {
+                "prompt": f"Tell of {i}: ",
+                "chosen": f"a kind {words[i % 8]} was happy",
+                "rejected": f"a ball {i % 9}",
+            }
+            for i in range(80)
+        ],
+    }
+    for name, rows in forms.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    gpt2 = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 64,
+        "n_positions": 128,
+        "vocab_size": len(tokenizer),
+    }
+    (folder / "gpt2.json").write_text(json.dumps(gpt2))
+    return folder
+
+
+def pretrain_flags(inputs: Path) -> Flags:
+    """Return the flags of a GPT-2 from scratch, with dropout everywhere."""
+    return {
+        "model_name_or_path": inputs / "gpt2.json",
+        "tokenizer_name_or_path": inputs / "model",
+        "datasets": inputs / "text.jsonl",
+        "eval_fraction": 0.1,
+        "block_size": 32,
+        "per_device_train_batch_size": 4,
+        "sample_tokens": 4,
+        "warmup_steps": 2,
+    }
+
+
+def sft_flags(inputs: Path) -> Flags:
+    """Return the flags of an adapter with dropout, on packed rows."""
+    return {
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "chat.jsonl",
+        "eval_fraction": 0.1,
+        "max_length": 64,
+        "packing": "true",
+        "per_device_train_batch_size": 2,
+        "use_peft": "true",
+        "lora_r": 4,
+        "lora_dropout": 0.1,
+        "lora_target_modules": "all-linear",
+        "answer_tokens": 4,
+        "activation_checkpointing": "false",
+        "gradient_checkpointing": "false",
+    }
+
+
+def reward_flags(inputs: Path) -> Flags:
+    """Return the flags of a reward head on a model with dropout."""
+    return {
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "pairs.jsonl",
+        "eval_fraction": 0.1,
+        "per_device_train_batch_size": 2,
+        "center_rewards_coefficient": 0.01,
+        "activation_checkpointing": "false",
+        "gradient_checkpointing": "false",
+    }
+
+
+def pair_flags(inputs: Path) -> Flags:
+    """Return the flags of an adapter that is aligned by pairs: DPO, ORPO, KTO."""
+    own: Flags = {"packing": None, "answer_tokens": None, "datasets": inputs / "pairs.jsonl"}
+    return sft_flags(inputs) | own
+
+
+def ppo_flags(inputs: Path) -> Flags:
+    """Return the flags of PPO with two optimizer steps a rollout.
+
+    The policy is an adapter with dropout, the critic a model of its own, the reward a function.
+    """
+    return {
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "chat.jsonl",
+        "eval_fraction": 0.1,
+        "as_chat": "false",
+        "max_steps": None,
+        "total_episodes": 64,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 1,
+        "max_completion_length": 6,
+        "critic_warmup_rollouts": 0,
+        "use_peft": "true",
+        "lora_r": 4,
+        "lora_dropout": 0.1,
+        "lora_target_modules": "all-linear",
+    }
+
+
+RECIPES: dict[str, Callable[[Path], Flags]] = {
+    "pretrain_clm": pretrain_flags,
+    "sft": sft_flags,
+    "reward": reward_flags,
+    "dpo": pair_flags,
+    "orpo": pair_flags,
+    "kto": pair_flags,
+    "ppo": ppo_flags,
+}
