@@ -169,6 +169,8 @@ def strike(module: ModuleType, flags: Flags, run: Path, fault: Fault) -> list[st
     mark.unlink()
     log = run.with_suffix(".log").read_text(errors="replace")
     ending = "finished" if code == 0 else "traceback" if "Traceback" in log else "line"
+    if ending == "traceback":
+        print(f"  {fault}: {read_last_line(run)}")
     return ["struck", ending]
 
 

@@ -18,7 +18,7 @@ FLOORS = [
         *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
         *("hints", "option_cache", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
-        *("row_counts", "json_forms"),
+        *("row_counts", "json_forms", "machine_failures"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
@@ -34,7 +34,7 @@ COMMAND_LINE = {
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
-    *("hints", "option_cache"),
+    *("hints", "option_cache", "machine_failures"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
     *("cli/chat", "cli/overview"),

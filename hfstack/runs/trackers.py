@@ -299,7 +299,7 @@ def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
 
 
 def _until_it_fails(handle: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a tracker's answer to an event, which is left out once the tracker has failed."""
+    """Return a tracker's answer to an event, left out once the tracker has failed."""
 
     def call(callback: Any, *args: Any, **kwargs: Any) -> Any:
         if name in vars(callback).setdefault("_failed", set()):

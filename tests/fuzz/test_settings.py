@@ -83,7 +83,8 @@ def make_flags(choose: random.Random, hints: dict[str, Any]) -> list[str]:
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value of the settings is what its type hint says, and finite."""
     origin = typing.get_origin(hint)
-    if hint is Any:
+    # What a class makes of a setting, such as an AcceleratorConfig of a mapping, is its own.
+    if hint is Any or not isinstance(value, bool | int | float | str | list | dict | None):
         return True
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in typing.get_args(hint))
@@ -168,7 +169,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@short(60)
+@short(40)
 @given(number=SEEDS)
 def test_settings(folder: Path, number: int) -> None:
     check_settings(folder, number)

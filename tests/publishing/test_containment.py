@@ -26,10 +26,11 @@ PRIVATE = "the private prompt of somebody else"
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
     """A run of another project, in a folder of its own, and beside it a file that is no run's."""
-    folder = write_run(tmp_path / "home" / "other", recipe="sft", artifacts={"samples": "s.jsonl"})
+    place, artifacts = tmp_path / "elsewhere" / "other", {"samples": "s.jsonl"}
+    folder = write_run(place, recipe="sft", artifacts=artifacts)
     write_samples(folder / "s.jsonl", [{"step": 1, "prompt": PRIVATE, "completion": "x"}])
-    (tmp_path / "home" / "notes.json").write_text(f'{{"note": "{PRIVATE}"}}')
-    return tmp_path / "home"
+    (tmp_path / "elsewhere" / "notes.json").write_text(f'{{"note": "{PRIVATE}"}}')
+    return tmp_path / "elsewhere"
 
 
 @pytest.fixture
@@ -91,13 +92,13 @@ def test_a_record_that_is_a_link_is_read_by_nobody(tmp_path: Path, private: Path
             read()
 
 
-@pytest.mark.parametrize("place", ["../../home/other", "{home}/other", "linked"])
+@pytest.mark.parametrize("place", ["../../elsewhere/other", "{elsewhere}/other", "linked"])
 def test_parents_elsewhere_on_the_disk_are_not_followed(
     tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Their prompts do not come into the card or the records that are published."""
     monkeypatch.chdir("/")
-    parent = place.format(home=private)
+    parent = place.format(elsewhere=private)
     folder = write_run(tmp_path / "runs" / "a", recipe="sft", parents=[parent])
     link(folder / "linked", private / "other")
     chain = follow_chain(folder)

@@ -55,7 +55,7 @@ def read_parquet(file: DataFile) -> Iterator[NumberedRow]:
 def _read_batches(
     file: DataFile, source: Any, table: pyarrow.parquet.ParquetFile
 ) -> Iterator[pyarrow.RecordBatch]:
-    """Yield the batches of a file, with numbers in place of values that would grow too large."""
+    """Yield the batches of a file, with numbers in place of values that would grow."""
     for number in range(table.metadata.num_row_groups):
         group = table.metadata.row_group(number)
         columns = [group.column(index) for index in range(group.num_columns)]
@@ -131,7 +131,8 @@ def _read_rows(file: DataFile, batch: pyarrow.RecordBatch, schema: pyarrow.Schem
             return
 
     if any(found != wanted for found, wanted in zip(batch.schema.types, schema.types, strict=True)):
-        batch = batch.cast(schema)
+        # A cast takes in all that a slice is cut from; what is taken has its own rows alone.
+        batch = batch.take(pyarrow.array(range(batch.num_rows))).cast(schema)
     yield from _without_nan(batch).to_pylist()
 
 
