@@ -403,7 +403,8 @@ def _build_settings(cls: Any, values: dict[str, Any]) -> Any:
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
     except HfstackError:
         raise
-    except (ValueError, ImportError) as error:
+    # Upstream opens the files that some settings name, such as accelerator_config.
+    except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
 
 

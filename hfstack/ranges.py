@@ -115,6 +115,10 @@ def refuse_out_of_range(values: Mapping[str, Any], places: Mapping[str, str]) ->
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
+            # Larger ones are no size of anything, and no float either.
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                digits = len(str(abs(number)))
+                raise ConfigError(f"{place}--{name} must be below 2**63, got {digits} digits")
             if allowed is None and not math.isfinite(number):
                 raise ConfigError(f"{place}--{name} must be finite, got {number}")
             if allowed is not None and not allowed.holds(number):

@@ -113,3 +113,10 @@ def test_ranges_are_read_as_mathematics_writes_them() -> None:
     words |= {"adam_epsilon": "above 0", "weight_decay": "0 or above", "draws": "0 or above"}
     words |= {"max_steps": "-1 or [1, inf)"}
     assert {name: describe_range(name) for name in words} == words
+
+
+def test_a_number_of_400_digits_and_a_file_that_is_not_there_are_one_line(sft: list[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"--max_length must be below 2\*\*63, got 400 digits"):
+        parse(*sft, argv=["--output_dir", "x", "--max_length", "9" * 400])
+    with pytest.raises(ConfigError, match="SFTConfig: .*No such file or directory: 'nowhere.json'"):
+        parse(*sft, argv=["--output_dir", "x", "--accelerator_config", "nowhere.json"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,24 @@ def test_a_wheel_is_described_by_what_it_was_tested_with(tmp_path: Path) -> None
     ]
     subprocess.run(command, check=True, env={})
     assert path.read_bytes() == first, "the same wheel gives the same bytes"
+
+
+def test_the_hashed_constraints_have_the_pins_that_ci_installs(tmp_path: Path) -> None:
+    for folder in (".ci", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    for name in (".ci/hash_constraints", "constraints.txt", "constraints_hashed.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    command = [sys.executable, str(tmp_path / ".ci" / "hash_constraints"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
+
+    # a pin that moved on, and a hash that was cut
+    pins, hashed = tmp_path / "constraints.txt", tmp_path / "constraints_hashed.txt"
+    pins.write_text(pins.read_text() + "a-new-one==1.0\n")
+    lines = hashed.read_text().splitlines()
+    hashed.write_text("\n".join([*lines[:-1], lines[-1][:-1]]) + "\n")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    cut = lines[-1].partition("==")[0]
+    assert done.returncode == 1
+    assert done.stdout == (
+        f"constraints_hashed.txt differs from constraints.txt in a-new-one, {cut}: renew it\n"
+    )

@@ -35,6 +35,7 @@ from hfstack.errors import (
     ConfigError,
     DivergedError,
     ExamplesShown,
+    MachineError,
     Preempted,
     ProcessError,
 )
@@ -289,7 +290,7 @@ class Run:
         for finish in to_finish:
             try:
                 finish()
-            except CheckpointError as unfinished:
+            except (CheckpointError, MachineError) as unfinished:
                 if error is None:
                     raise
                 logger.warning("%s", unfinished)

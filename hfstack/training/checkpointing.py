@@ -16,8 +16,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hfstack.errors import CheckpointError, ConfigError
+from hfstack.errors import CheckpointError, ConfigError, MachineError
 from hfstack.logs import get_logger
+from hfstack.machine_failures import describe_failure, says_disk_is_full
 from hfstack.models.adapters import name_magnitudes
 from hfstack.models.shards import describe_model, kind_of_shards
 from hfstack.runs.checkpoint_files import (
@@ -256,15 +257,19 @@ class KeepCheckpoints(TrainerCallback):
         """Return when the checkpoint that is being verified, if any, has its manifest.
 
         Raises:
-            CheckpointError: it could not be flushed to the disk.
+            MachineError: it could not be read or flushed to the disk, which may go away.
+            CheckpointError: it cannot be verified, or the disk is full.
         """
         if self._worker is not None:
             self._worker.join()
             self._worker = None
         if self._problem is not None:
             problem, self._problem = self._problem, None
-            raise CheckpointError(
-                f"a checkpoint was saved but could not be verified: {problem}"
+            said = describe_failure(problem)
+            passing = said is not None and not says_disk_is_full(problem)
+            kind = MachineError if passing else CheckpointError
+            raise kind(
+                f"a checkpoint was saved but could not be verified: {said or problem}"
             ) from problem
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:

@@ -29,7 +29,13 @@ from transformers import (
     default_data_collator,
 )
 
-from hfstack.errors import CheckpointError, ConfigError, DivergedError, Preempted
+from hfstack.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    MachineError,
+    Preempted,
+)
 from hfstack.logs import setup_logging
 from hfstack.runs.checkpoint_files import find_damage
 from hfstack.runs.manifest import MANIFEST
@@ -367,8 +373,8 @@ def test_a_manifest_that_cannot_be_written_ends_the_run(
 
     monkeypatch.setattr(checkpointing, "write_manifest", fail)
     with pytest.raises(
-        CheckpointError,
-        match="a checkpoint was saved but could not be verified: .*Input/output error",
+        MachineError,
+        match="a checkpoint was saved but could not be verified: .*Input/output error; look at",
     ):
         train()
 

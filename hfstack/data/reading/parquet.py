@@ -72,7 +72,7 @@ def _read_batches(
 
 
 def _find_growing(source: Any, number: int, names: list[str], columns: list[Any]) -> list[str]:
-    """Return the columns of which a batch could unpack to more than its share of memory."""
+    """Return the columns of which a batch could unpack to more than its share."""
     most = {
         # what is nested may have all of its values in one row
         column.path_in_schema: column.num_values
@@ -90,7 +90,7 @@ def _find_growing(source: Any, number: int, names: list[str], columns: list[Any]
 
 
 def _open(source: Any, names: list[str]) -> pyarrow.parquet.ParquetFile:
-    """Open a file again, some of whose columns come as numbers and the values they stand for."""
+    """Open a file again, with some columns as numbers and what they stand for."""
     if hasattr(source, "seek"):
         source.seek(0)
     return pyarrow.parquet.ParquetFile(source, read_dictionary=names)
