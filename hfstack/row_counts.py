@@ -30,6 +30,7 @@ class RowCounts:
     columns_used: list[str] = field(default_factory=list)
     columns_not_used: list[str] = field(default_factory=list)
     columns_for_rewards: list[str] = field(default_factory=list)  # what rewards are called with
+    contamination: dict[str, int] = field(default_factory=dict)  # eval rows in train, see Overlap
 
     def read(self, split: str, count: int) -> None:
         """Count the rows of a split as its files hold them, the bad ones included."""

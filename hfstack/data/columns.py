@@ -1,7 +1,7 @@
-"""Refuse rows without the columns that a recipe reads."""
+"""Refuse rows without the columns that a recipe reads; find the texts of a row."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -43,3 +43,15 @@ def require_columns(
         f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
         f"{'; '.join(hints)}"
     )
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield every string of a row at any depth, so that no column has to be named."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from strings_of(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from strings_of(part)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from datasets import Dataset, IterableDataset
 
+from hfstack.data.contamination import check_splits
 from hfstack.data.hub import (
     in_standard_columns,
     is_saved,
@@ -176,8 +177,10 @@ class DataArgs:
     max_row_mib: float = MOST_ROW_MIB
     """Largest row of a local file in MiB; what is larger is a bad row."""
     streaming: bool = False
-    """Read rows while training instead of loading them first; needs eval_datasets, or eval_fraction
-    0.
+    """Read rows while training instead of loading them; needs eval_datasets, or eval_fraction 0."""
+    check_contamination: bool | None = None
+    """Look for eval rows in the train rows, by runs of 13 words; by default in a sample that costs
+    next to nothing.
     """
 
     def __post_init__(self) -> None:
@@ -200,11 +203,7 @@ class DataArgs:
             )
 
     def held_out_share(self, rows: int | None = None) -> float:
-        """Return the share of the rows to hold out: what was asked for, else the default.
-
-        Args:
-            rows: how many there are; None when that is not known.
-        """
+        """Return the share of so many rows to hold out; None where that is not known."""
         if self.eval_fraction is not None:
             return self.eval_fraction
         return usual_share(rows)
@@ -305,6 +304,7 @@ def load_splits(
 
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
+        check_splits(splits, columns, asked=args.check_contamination, row_counts=row_counts)
     return Splits(splits, describe_inputs(args, log))
 
 

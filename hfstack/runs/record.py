@@ -41,7 +41,7 @@ _NOT_IDENTITY = frozenset(
     "disable_tqdm log_level log_level_replica logging_steps logging_first_step logging_strategy "
     "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
     "push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push "
-    "dataloader_num_workers dataloader_pin_memory ddp_timeout".split()
+    "dataloader_num_workers dataloader_pin_memory ddp_timeout check_contamination".split()
 )
 
 

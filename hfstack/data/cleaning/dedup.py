@@ -9,13 +9,14 @@ check grows with the documents; `index_bytes` says how large it is.
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
 from hfstack.data.cleaning.pipeline import CleanText
+from hfstack.data.columns import strings_of
 from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import ConfigError, DataError
 
@@ -329,15 +330,3 @@ class Contamination:
         They do not grow with the documents.
         """
         return sum(known.nbytes for known in self._ngrams.values())
-
-
-def strings_of(value: Any) -> Iterator[str]:
-    """Yield every string of a row at any depth, so that no column has to be named."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from strings_of(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from strings_of(part)

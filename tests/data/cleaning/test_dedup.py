@@ -19,10 +19,10 @@ from hfstack.data.cleaning.dedup import (
     duplicate_checks,
     held_out,
     shingle_hashes,
-    strings_of,
     text_hash,
 )
 from hfstack.data.cleaning.pipeline import clean_text
+from hfstack.data.columns import strings_of
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 
