@@ -62,7 +62,7 @@ _TABLE = {
     # what is counted: at least one, or none
     "[0, 65535]": "port",
     "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items min_judgements overlap "
-    "pairs_per_prompt "
+    "extraction_tokens pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_max_length "
     "generation_num_beams gradient_accumulation_steps kl_horizon lora_alpha lora_r "
@@ -80,7 +80,7 @@ _TABLE = {
     "[-1, inf)": "local_rank top_k",
     "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "
     "draws instructions log_completions max_rows prompt_tokens pseudo_perplexity_texts "
-    "rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
+    "extraction_texts rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
     # sizes of steps, penalties and weights
     "beta center_rewards_coefficient cliprange cliprange_high cliprange_value "
     "critic_learning_rate desirable_weight dual_clip entropy_coef "

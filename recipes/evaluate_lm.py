@@ -18,6 +18,7 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
+from hfstack.evidence.training_text import TrainingTextArgs, check_training_text
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
@@ -57,11 +58,14 @@ class EvaluateArgs:
 
 
 def main(
-    model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
+    model_args: ModelConfig,
+    evaluate_args: EvaluateArgs,
+    text_args: TrainingTextArgs,
+    run_args: RunArgs,
 ) -> dict[str, float]:
     """Score every document and return the metrics."""
-    args = evaluate_args
-    with Run.start(__file__, run_args.output_dir, model_args, evaluate_args, run_args) as run:
+    args, settings = evaluate_args, (model_args, evaluate_args, text_args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings) as run:
         # model
         run.record_inputs(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
@@ -96,7 +100,15 @@ def main(
             raise DataError(
                 f"evaluate_lm needs the column {args.text_column!r}; set --text_column"
             ) from None
+
         run.record_inputs(eval=describe_sources(args.eval_datasets, read))
+        check_training_text(
+            run,
+            texts,
+            text_args.training_text,
+            model=model_args.model_name_or_path,
+            tokenizer=tokenizer,
+        )
 
         # evaluate
         began = time.perf_counter()

@@ -24,7 +24,7 @@ FLOORS = [
     {"data", "runs"},
     {"training", "reporting"},
     {"tasks"},
-    {"diagnosis", "feedback", "planning", "publishing"},
+    {"diagnosis", "evidence", "feedback", "planning", "publishing"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import

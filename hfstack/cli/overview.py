@@ -19,7 +19,15 @@ _JOBS = {
         *("classify", "tag", "answer", "seq2seq"),
         *("predict", "explain"),
     ),
-    "Try and measure": ("generate", "evaluate_lm", "win_rate", "diagnose", "report"),
+    "Try and measure": (
+        "generate",
+        "evaluate_lm",
+        "win_rate",
+        "bias",
+        "safety",
+        "diagnose",
+        "report",
+    ),
     "Plan and publish": ("plan", "publish", "verify", "merge_checkpoint"),
 }
 _OTHERS = "Others"

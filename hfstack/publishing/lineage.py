@@ -27,6 +27,7 @@ _MEASURING = frozenset(
         "explain",
         "diagnose",
         "bias",
+        "safety",
         "compare",
         "harness",
     }

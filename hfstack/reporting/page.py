@@ -38,6 +38,11 @@ _HEADLINES = {
     **dict.fromkeys(("rloo", "grpo", "ppo"), ("eval_reward", "eval_kl_per_completion")),
     "win_rate": ("win_rate", "prompts"),
     "diagnose": ("bad", "warn"),
+    "bias": (
+        *("crows_pairs_share", "crows_pairs_sentence_share", "winobias_share"),
+        *("winobias_sentence_share", "bbq_ambiguous_bias", "bbq_disambiguated_bias"),
+    ),
+    "safety": ("harmful_refusal_share", "harmless_answer_share", "extracted_share"),
     "classify": ("eval_accuracy", "eval_f1_macro"),
     "tag": ("eval_entity_f1", "eval_loss"),
     "answer": ("eval_answer_f1", "eval_exact_match"),

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from hfstack.data.packing.blocks import pack
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 from tests.conftest import SENTENCES
@@ -121,3 +123,27 @@ def test_sizes_below_one_are_refused(run_recipe, tiny_llama: Path, rows: Path) -
                 option,
                 0,
             )
+
+
+def test_rows_are_looked_for_in_training_text(
+    run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Two of four rows are planted, one whole and one with its beginning; a packed cache too."""
+    train = tmp_path / "train.txt"
+    begins = " ".join(SENTENCES[0].split()[:13])
+    train.write_text(f"Before. {SENTENCES[1].upper()} Behind.\n\n{begins} hill.\n")
+    common = ["--model_name_or_path", tiny_llama, "--eval_datasets", rows, "--training_text"]
+    run_recipe("evaluate_lm", *common, train, "--output_dir", tmp_path / "files")
+    record = read_run(tmp_path / "files")
+    found = record.rows.contamination
+    assert (found["overlapping"], found["whole"], found["eval_rows"]) == (2, 1, 4)
+    assert [entry["path"] for entry in record.data if entry["role"] == "text"] == [str(train)]
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    settings = {"cache_dir": tmp_path, "data_hash": "x", "drop_last": False}
+    packed = pack([SENTENCES[2]], tokenizer, block_size=16, **settings).folder
+    run_recipe("evaluate_lm", *common, packed, "--output_dir", tmp_path / "packed")
+    assert read_run(tmp_path / "packed").rows.contamination["whole"] == 1
+
+    with pytest.raises(DataError, match="--training_text runs: the runs behind"):
+        run_recipe("evaluate_lm", *common, "runs", "--output_dir", tmp_path / "none")

@@ -1,5 +1,6 @@
 """The facts of a card, from run.json: the chain, its data, hardware and commands."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hfstack.data.contamination import Overlap
 from hfstack.drawing.numbers import counted, duration, number, size
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import estimate_kwh
@@ -130,6 +132,20 @@ def list_cleaning(chain: Chain) -> list[dict[str, Any]]:
                 "masked": _with_prefix(metrics, "masked_"),
             }
             found.append(numbers)
+    return found
+
+
+def list_contamination(chain: Chain) -> list[tuple[str, str]]:
+    """Return how many rows that a run evaluates on stand in its training text."""
+    known = {field.name for field in dataclasses.fields(Overlap)}
+    found = []
+    for link in chain.everything:
+        counts = link.record.rows.contamination
+        if counts:
+            overlap = Overlap()
+            for name in known & counts.keys():
+                setattr(overlap, name, counts[name])
+            found.append((link.label, overlap.sentence()))
     return found
 
 

@@ -141,12 +141,19 @@ def tabulate(found: list[Result]) -> list[list[str]]:
 
 
 def bias_results(chain: Chain) -> list[Result]:
-    """Return the results about bias."""
+    """Return the results about bias; of the recipe, those with an interval."""
     return [
         one
         for one in list_results(chain)
-        if "bias" in one.name.split("_") or one.link.record.recipe == "bias"
+        if (one.link.record.recipe == "bias" and one.low is not None)
+        or (one.link.record.recipe != "bias" and "bias" in one.name.split("_"))
     ]
+
+
+def safety_results(chain: Chain) -> list[Result]:
+    """Return what the recipe safety measured, with intervals."""
+    found = list_results(chain)
+    return [one for one in found if one.link.record.recipe == "safety" and one.low is not None]
 
 
 def model_index_results(found: list[Result], kind: PublishedKind) -> list[EvalResult]:

@@ -24,6 +24,7 @@ from hfstack.publishing.card.metrics import (
     bias_results,
     count_most_telling,
     list_results,
+    safety_results,
     tabulate,
 )
 from hfstack.publishing.files import CONFIG, PublishedKind, read_json
@@ -78,6 +79,7 @@ def render_card(
         "results": results[:shown],
         "more_results": results[shown:],
         "bias": tabulate(bias_results(chain)),
+        "safety": tabulate(safety_results(chain)),
         "picture": picture,
         "samples": pick_samples(chain),
         "made": made.isoformat(),
@@ -201,6 +203,7 @@ def _history_facts(chain: Chain, author: AuthorFacts) -> dict[str, Any]:
         "chain": facts.list_chain(chain),
         "total": facts.total_use(chain),
         "data": data,
+        "contamination": facts.list_contamination(chain),
         "cleaning": facts.list_cleaning(chain),
         "settings": facts.last_settings(chain),
         "environments": facts.list_environments(chain),
