@@ -23,6 +23,7 @@ from hfstack.logs import get_logger
 logger = get_logger(__name__)
 
 T = TypeVar("T")
+HASHING_THREADS = 4
 
 # Pauses before a file that cannot be read is tried again. A network file system answers ESTALE
 # until the file is opened again, and a table of open files empties by itself.

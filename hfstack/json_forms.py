@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_TYPE_WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 _MOST_BYTES = 256 << 20
 _MOST_SHOWN = 40
 
@@ -64,7 +64,7 @@ def find_misfit(value: Any, hint: Any, name: str = "") -> str | None:
         found = (find_misfit(item, inside[1], _join(name, key)) for key, item in value.items())
         return next(filter(None, found), None) or _find_odd_text(list(value), name)
     if not _is_scalar(value, hint):
-        return _say(name, value, "null" if hint is type(None) else _KINDS[hint])
+        return _say(name, value, "null" if hint is type(None) else _TYPE_WORDS[hint])
     return _find_odd_text(value, name)
 
 

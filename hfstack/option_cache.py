@@ -18,7 +18,7 @@ from typing import Any
 
 from hfstack.disk import atomic_write
 
-_KINDS = {int: "int", float: "float"}
+_NUMBER_NAMES = {int: "int", float: "float"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def remember_options(
     own = [action for action in actions if action.option_strings[0] == f"--{action.dest}"]
     negated = [name for action in actions for name in action.option_strings if name[:5] == "--no_"]
     content: dict[str, Any] = {
-        "kinds": {action.dest: _KINDS.get(action.type, "") for action in own},  # type: ignore[call-overload]
+        "kinds": {action.dest: _NUMBER_NAMES.get(action.type, "") for action in own},  # type: ignore[call-overload]
         "switches": [name.removeprefix("--no_") for name in negated],
     }
 

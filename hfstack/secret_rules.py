@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _REPLACEMENT = "<redacted>"
-_SHORTEST = 8  # characters of a known value; shorter ones turn up by chance
+SHORTEST_VALUE = 8  # characters of a known value; shorter ones turn up by chance
 
 
 class Found(NamedTuple):
@@ -147,7 +147,7 @@ _PLACEHOLDER = re.compile(
 _BEARER = re.compile(
     rb"(?i:bearer|basic|digest|token)\s+(?P<secret>(?=[A-Za-z._~+/-]*[0-9])[\w.~+/-]{12,}=*)"
 )
-_HEADER = re.compile(
+_AUTHORIZATION = re.compile(
     rb"(?i:authorization\\*[\"']?\s*[:=]\s*\\*[\"']?(?:(?:bearer|basic|token|digest)\s+)?)"
     rb"(?!(?i:bearer|basic|token|digest)\b)"
     rb"(?P<secret>(?=[a-z._~+/-]*[A-Z0-9]|[a-z]{24})[\w.~+/-]{6,}=*)"
@@ -223,7 +223,7 @@ def secrets_of_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def _is_known_value(value: str) -> bool:
     """Return whether a variable's value can be looked for in every text."""
     a_word = value.isascii() and value.isalpha() and value.islower()
-    if len(value) < _SHORTEST or a_word:
+    if len(value) < SHORTEST_VALUE or a_word:
         return False
     # A folder of secrets is none itself.
     try:
@@ -245,7 +245,7 @@ def _find_headers(content: bytes, lowered: bytes) -> Iterator[Found]:
     """Find what a header of HTTP, a netrc and a login on the command line carry."""
     rules = (
         ("a bearer token", (b"bearer", b"basic ", b"digest "), _BEARER),
-        ("an authorization header", (b"authorization",), _HEADER),
+        ("an authorization header", (b"authorization",), _AUTHORIZATION),
         ("a password of a netrc", (b"login",), _NETRC),
         ("a Weights & Biases key", (b"wandb",), _WANDB_LOGIN),
     )

@@ -36,9 +36,9 @@ from hfstack.feedback.items import (
 from hfstack.feedback.kinds import Item
 from hfstack.feedback.sampling import (
     AnswerArgs,
+    answer_prompts,
     choose_uncertain,
     load_scorers,
-    sample_answers,
 )
 from hfstack.feedback.server import bind, serving
 from hfstack.feedback.simulate import SimulationArgs, simulate_people
@@ -142,7 +142,7 @@ def answer_rows(
     if not model_args.model_name_or_path:
         return read_answered(rows, how)
     prompts = list(dict.fromkeys(prompt_of(row, how) for row in rows))
-    return sample_answers(model_args, prompts, args, chat=bool(how.conversational))
+    return answer_prompts(model_args, prompts, args, chat=bool(how.conversational))
 
 
 def make_items(

@@ -24,8 +24,8 @@ from hfstack.runs.run import Run
 from hfstack.tasks.question_answering.data import (
     BadAnswers,
     WindowArgs,
-    as_dataset,
-    collate_windows,
+    as_span_dataset,
+    collate_questions,
     encode_questions,
     read_questions,
 )
@@ -135,10 +135,10 @@ def main(
             trainer = InOrderTrainer(
                 model=model,
                 args=training_args,
-                train_dataset=as_dataset(windows["train"]),
-                eval_dataset=as_dataset(windows["eval"]) if held_out else None,
+                train_dataset=as_span_dataset(windows["train"]),
+                eval_dataset=as_span_dataset(windows["eval"]) if held_out else None,
                 processing_class=tokenizer,
-                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+                data_collator=partial(collate_questions, pad_token_id=padding_id(tokenizer)),
                 callbacks=[
                     *early_stopping(args.early_stopping_patience),
                     *protect(run, push_checkpoints(training_args)),

@@ -27,7 +27,7 @@ from hfstack.feedback.agreement import (
 )
 from hfstack.feedback.annotators import COLUMNS, annotator_rows
 from hfstack.feedback.exchange import read_exchange, to_argilla, to_label_studio
-from hfstack.feedback.export import FILES, Judged, export_rows, read_stores, store_paths
+from hfstack.feedback.export import FILES, JudgedItem, export_rows, read_stores, store_paths
 from hfstack.feedback.leave_out import labelled_pairs, leave_one_out, pair_features
 from hfstack.runs.run import Run, RunArgs
 
@@ -115,7 +115,7 @@ def main(model_args: ModelConfig, args: FeedbackArgs, run_args: RunArgs) -> dict
         return run.finish(metrics)
 
 
-def name_annotators(judged: list[Judged], *, with_names: bool) -> dict[str, str]:
+def name_annotators(judged: list[JudgedItem], *, with_names: bool) -> dict[str, str]:
     """Return how each annotator is called in what is written."""
     found = {vote.annotator for one in judged for vote in one.votes}
     found |= {name for one in judged for name in one.skipped_by}
@@ -124,7 +124,7 @@ def name_annotators(judged: list[Judged], *, with_names: bool) -> dict[str, str]
     return {name: name if with_names else f"A{place}" for place, name in enumerate(names, 1)}
 
 
-def measure_agreement(kind: str, judged: list[Judged], *, seed: int) -> dict[str, float]:
+def measure_agreement(kind: str, judged: list[JudgedItem], *, seed: int) -> dict[str, float]:
     """Return raw agreement and alpha, with intervals, where they are defined."""
     verdicts = {
         number: [vote.verdict for vote in one.in_turn()]
@@ -144,7 +144,7 @@ def measure_agreement(kind: str, judged: list[Judged], *, seed: int) -> dict[str
 
 
 def leave_each_out(
-    run: Run, model_args: ModelConfig, judged: list[Judged], names: dict[str, str], *, seed: int
+    run: Run, model_args: ModelConfig, judged: list[JudgedItem], names: dict[str, str], *, seed: int
 ) -> None:
     """Add the table of whose labels help a reward model, and whose hurt it."""
     pairs = [one for one in judged if one.item.gold is None and len(one.item.answers) == 2]

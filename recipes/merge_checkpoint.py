@@ -19,7 +19,7 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.contents import ADAPTER_FILE, identify_model
 from hfstack.models.shards import merge_checkpoint
 from hfstack.publishing.files import detect_kind, refuse_outside
-from hfstack.publishing.merging import in_shards, merge_adapter
+from hfstack.publishing.merging import in_shards, write_merged
 from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
 from hfstack.runs.run import Run, RunArgs
 from hfstack.training.saving import record_check
@@ -66,7 +66,7 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
             contents = identify_model(str(checkpoint))
             run.record_inputs(checkpoint, contents.base)
             kind = detect_kind(checkpoint, {}, rewards=contents.kind == "reward model")
-            parameters, found = merge_adapter(checkpoint, kind, run.output_dir)
+            parameters, found = write_merged(checkpoint, kind, run.output_dir)
             record_check(run, found)
             print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")
             return run.finish({"parameters": parameters})

@@ -18,7 +18,7 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, as_sources, describe_sources, iterate_rows
 from hfstack.errors import ConfigError
-from hfstack.models.contents import Kind
+from hfstack.models.contents import ModelKind
 from hfstack.runs.inputs import digests
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.predict import load_classify_predictor
@@ -36,7 +36,7 @@ from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many
 # answers.
-TASKS: dict[Kind, Callable[..., Predictor]] = {
+TASKS: dict[ModelKind, Callable[..., Predictor]] = {
     "sequence classifier": load_classify_predictor,
     "reward model": load_classify_predictor,
     "token classifier": load_tag_predictor,

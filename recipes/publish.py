@@ -96,7 +96,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
     repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
     endpoint, token = args.endpoint or constants.ENDPOINT, get_token()
     target = hub.HubRepo(repo, kind.repo_type, endpoint, token, private=args.private)
-    if not (args.dry_run or folder.is_folder(repo)):
+    if not (args.dry_run or folder.names_folder(repo)):
         hub.check_token(target)  # before the minutes that loading and hashing may take
 
     settings = (args, card_args, run_args)
@@ -115,7 +115,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
             chain,
             kind,
             author,
-            repo=str(folder.folder_of(repo)) if folder.is_folder(repo) else repo,
+            repo=str(folder.folder_of(repo)) if folder.names_folder(repo) else repo,
             made=datetime.now(UTC),
             base=base,
             picture=picture and "curves.svg",
@@ -155,7 +155,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         # push
         if args.dry_run:
             print(f"{run.output_dir}/README.md is the card; nothing was sent")
-        elif folder.is_folder(repo):
+        elif folder.names_folder(repo):
             metrics["verified_files"] = folder.push_to_folder(folder.folder_of(repo), items)
         else:
             parent = hub.prepare_repo(target)

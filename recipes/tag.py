@@ -26,9 +26,9 @@ from hfstack.tasks.shared.token_tasks import InOrderTrainer, token_loss_func
 from hfstack.tasks.token_classification.data import (
     BadTags,
     LabelPieces,
-    as_dataset,
+    as_tag_dataset,
     check_tags,
-    collate_windows,
+    collate_sentences,
     encode_sentences,
     read_sentences,
     tag_set,
@@ -141,10 +141,10 @@ def main(
             trainer = InOrderTrainer(
                 model=model,
                 args=training_args,
-                train_dataset=as_dataset(windows["train"]),
-                eval_dataset=as_dataset(windows["eval"]) if gold else None,
+                train_dataset=as_tag_dataset(windows["train"]),
+                eval_dataset=as_tag_dataset(windows["eval"]) if gold else None,
                 processing_class=tokenizer,
-                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+                data_collator=partial(collate_sentences, pad_token_id=padding_id(tokenizer)),
                 callbacks=[
                     *early_stopping(args.early_stopping_patience),
                     *protect(run, push_checkpoints(training_args)),

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from hfstack.config import command_line
 from hfstack.errors import ConfigError
-from hfstack.publishing.folder import folder_of, is_folder
+from hfstack.publishing.folder import folder_of, names_folder
 from hfstack.publishing.staging import fresh_folder
 from hfstack.publishing.verify import check_files, check_number, fetch, publication_digest
 from hfstack.runs.run import Run, RunArgs
@@ -42,7 +42,7 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
 
     with Run.start(__file__, run_args.output_dir, args, run_args, replace_own=True) as run:
         # fetch
-        if is_folder(args.repo):
+        if names_folder(args.repo):
             folder, commit = folder_of(args.repo), ""
         else:
             folder = fresh_folder(run.output_dir / "files")

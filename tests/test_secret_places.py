@@ -12,7 +12,7 @@ import pytest
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
-from hfstack.publishing.files import Item
+from hfstack.publishing.files import FileToPublish
 from hfstack.publishing.secret_scan import refuse_secrets
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
@@ -81,5 +81,5 @@ def test_no_secret_is_pushed(tmp_path: Path, name: str) -> None:
         shown = json.dumps({"text": around + text}) if ".json" in name else f"{around}{text}\n"
         path.write_text(shown)
         with pytest.raises(ConfigError, match="nothing was pushed") as refusal:
-            refuse_secrets([Item(name, path, path.stat().st_size, "")], {})
+            refuse_secrets([FileToPublish(name, path, path.stat().st_size, "")], {})
         assert secret not in str(refusal.value)

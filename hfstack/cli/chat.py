@@ -16,7 +16,7 @@ Talk to what you trained: the folder of a run, a checkpoint, an adapter, or a mo
 Answers come token by token. The chat template is used where the model was trained with it; a model
 of plain text continues what you write. Type /help inside for what can be changed and kept.
 """
-_EXAMPLES = """\
+_USAGE = """\
 examples:
   hfstack chat runs/sft
   hfstack chat runs/sft -p "Write a story about a fox." --temperature 0
@@ -30,7 +30,7 @@ def add_chat(verbs: Any) -> None:
         "chat",
         help="talk to a model that you trained",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=_USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -41,7 +41,7 @@ _FIRST = (
 )
 _SHOWN = 10
 _ENTRY = re.compile(r"^  --(\w+)")
-_SECTION = re.compile(r"^\S+ \((\S+)\)$")
+_JOB_TITLE = re.compile(r"^\S+ \((\S+)\)$")
 
 
 def list_recipes(folder: Path) -> str:
@@ -90,7 +90,7 @@ def _split_page(text: str, recipe: str) -> tuple[str, dict[str, str], list[str]]
     own: list[str] = []
     name, is_own = None, False
     for line in text.splitlines():
-        if section := _SECTION.match(line):
+        if section := _JOB_TITLE.match(line):
             is_own, name = section[1] == f"{recipe}.py", ""
         elif entry := _ENTRY.match(line):
             name = entry[1]

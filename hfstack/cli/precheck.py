@@ -25,8 +25,8 @@ from hfstack.runs.model_folder import refuse_missing_folder
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
 from hfstack.yaml_options import read_options
 
-_EVERYWHERE = ("config", "allow_changed", "show")
-_NUMBERS = {"int": int, "float": float}
+_OPTIONS_OF_ALL = ("config", "allow_changed", "show")
+_NUMBERS_BY_NAME = {"int": int, "float": float}
 
 
 def check_options(flags: list[str], recipe: Path) -> None:
@@ -104,7 +104,7 @@ def _read_list(root: yaml.MappingNode | None, name: str) -> list[str]:
 
 def _check_option(name: str, given: list[str], options: Options) -> None:
     """Raise ConfigError for an option that does not exist, or a number that is none."""
-    if name.removeprefix("no_") in options.switches or name in _EVERYWHERE:
+    if name.removeprefix("no_") in options.switches or name in _OPTIONS_OF_ALL:
         return
     if name not in options.kinds:
         known = [f"--{option}" for option in options.kinds]
@@ -112,7 +112,7 @@ def _check_option(name: str, given: list[str], options: Options) -> None:
             f"unknown option {suggest(f'--{name}', known)} (--help all lists every option)"
         )
 
-    number = _NUMBERS.get(options.kinds[name])
+    number = _NUMBERS_BY_NAME.get(options.kinds[name])
     if number is None or len(given) != 1:
         return
     try:

@@ -33,7 +33,7 @@ from hfstack.recipe_settings import load_recipe, settings_classes
 CHECKOUT = Path(__file__).parent.parent.parent
 _WIDTH = 100  # columns
 _REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
-_HEADER = (
+_GENERATED = (
     "<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->"
 )
 
@@ -83,7 +83,7 @@ def make_page(recipe: Path) -> str:
                 lines += ["", *_entry(action, _metavar(action, types_[field.name]), default)]
 
     text = "\n".join(line.rstrip() for line in lines)
-    return f"# {recipe.stem}\n\n{_HEADER}\n\n```text\n{text}\n```\n"
+    return f"# {recipe.stem}\n\n{_GENERATED}\n\n```text\n{text}\n```\n"
 
 
 def make_pages(recipes: Path) -> dict[str, str]:

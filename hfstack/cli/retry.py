@@ -22,7 +22,7 @@ from hfstack.redaction import redact
 from hfstack.runs.checkpoint_files import newest_checkpoint, step_of
 
 # The pause before the next start, by how many in a row have brought no new checkpoint.
-_PAUSES_S = (1, 10, 60)
+_PAUSES_BETWEEN_STARTS_S = (1, 10, 60)
 _FRUITLESS_STARTS = 3
 _MISTAKES = {
     name
@@ -78,7 +78,7 @@ def execute_again(launch: Launch) -> int:
             )
             return code
         else:
-            pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
+            pause_s = _PAUSES_BETWEEN_STARTS_S[min(fruitless, len(_PAUSES_BETWEEN_STARTS_S) - 1)]
             say(
                 f"start {start} of {launch.retries + 1} {_describe_ending(code)}; the next, in "
                 f"{pause_s} s, is from {place}"

@@ -52,7 +52,7 @@ def execute(launch: Launch) -> Ending:
         ConfigError: the log file cannot be written.
     """
     run_file = launch.output_dir / "run.json" if launch.output_dir else None
-    before = _stamp(run_file)
+    before = _file_stamp(run_file)
     environment = {**os.environ, **launch.environment}
     if launch.log_file:
         # The output goes to a file, where it would otherwise arrive in blocks of 8 KiB.
@@ -78,7 +78,7 @@ def execute(launch: Launch) -> Ending:
                 screen = _Screen(folder, "std*.log", copy=log)
 
         report_start = log.tell() if log else 0
-        stop = stack.enter_context(_StopSignals(lambda: _stamp(run_file) != before))
+        stop = stack.enter_context(_StopSignals(lambda: _file_stamp(run_file) != before))
         process = subprocess.Popen(
             command,
             env=environment,
@@ -92,7 +92,7 @@ def execute(launch: Launch) -> Ending:
         stop.watch(process, launch.launcher)
         code = _wait(process, screen)
         stop.wait_for_workers()
-        written = _read(run_file) if _stamp(run_file) != before else {}
+        written = _read_run(run_file) if _file_stamp(run_file) != before else {}
         ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
 
         # A launcher turns the death by our signal into a failure of its own.
@@ -345,7 +345,7 @@ def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
     return process.wait()
 
 
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+def _file_stamp(path: Path | None) -> tuple[int, int, int] | None:
     """Return what changes when a file is written again; None when there is no file."""
     try:
         found = path.stat() if path else None
@@ -354,7 +354,7 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
 
 
-def _read(path: Path | None) -> dict[str, Any]:
+def _read_run(path: Path | None) -> dict[str, Any]:
     """Return the content of run.json, or nothing while it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path else {}

@@ -1,7 +1,6 @@
 """Load rows from the Hub, local files, or a weighted mixture, and split them."""
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,10 +38,10 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.ranges import refuse_out_of_range
 from hfstack.row_counts import RowCounts
+from hfstack.runs.inputs import HUB_ID
 
 logger = get_logger(__name__)
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _SHUFFLE_BUFFER_ROWS = 1000
 
 
@@ -96,7 +95,7 @@ class Source:
                     f"dataset {self.path}: split {self.split!r} needs a Hub id or a folder; name "
                     "the file"
                 )
-        elif not _HUB_ID.fullmatch(self.path):
+        elif not HUB_ID.fullmatch(self.path):
             raise ConfigError(
                 f"dataset {self.path}: no such file, and not a Hub id such as user/dataset"
             )
@@ -305,10 +304,10 @@ def load_splits(
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
         check_splits(splits, columns, asked=args.check_contamination, row_counts=row_counts)
-    return Splits(splits, describe_inputs(args, log))
+    return Splits(splits, describe_roles(args, log))
 
 
-def describe_inputs(args: DataArgs, log: SourceLog) -> dict[str, list[dict[str, Any]]]:
+def describe_roles(args: DataArgs, log: SourceLog) -> dict[str, list[dict[str, Any]]]:
     """Return what run.json says of the sources of both roles."""
     return {
         "train": describe_sources(args.datasets, log),

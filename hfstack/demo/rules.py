@@ -301,7 +301,7 @@ def _first(words: list[str], vocabulary: set[str] | frozenset[str]) -> str | Non
     return next((word for word in words if word in vocabulary), None)
 
 
-def _count(lower: list[str], noun: str) -> int:
+def _count_noun(lower: list[str], noun: str) -> int:
     return lower.count(noun) + lower.count(_PLURALS.get(noun, noun + "s"))
 
 
@@ -314,7 +314,7 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
     if request.animal:
         # a list of animals names the right one too
         crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
-        role = 0.4 if _count(lower, request.animal) > 1 else 0.0
+        role = 0.4 if _count_noun(lower, request.animal) > 1 else 0.0
         if _first(lower, _ANIMALS) == request.animal:
             role = 1.0
         asked["hero"] = crowd * role
@@ -333,7 +333,7 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
 
     if request.object:
         often = 1 if request.beginning else 2
-        asked["object"] = min(1.0, _count(lower, request.object) / often)
+        asked["object"] = min(1.0, _count_noun(lower, request.object) / often)
 
     if request.ending:
         ending = ending_of(answer)
@@ -365,7 +365,7 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
     lower = [word.lower() for word in _LATIN_WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
     past_tense = len(_PAST_TENSE.findall(text.lower()))
-    plain = _plain(text)
+    plain = _plain_words(text)
 
     return {
         "finished": 1.0 if re.search(r'[.!?]"?$', text) else 0.3,
@@ -375,7 +375,9 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
         "grammar": _judge_grammar(lower, sentences),
         "narration": _ramp(past_tense / max(1, len(sentences)), 0.1, 0.7),
         "fresh": _judge_freshness(lower, sentences),
-        "own_words": 0.1 if _plain(instruction) and _plain(instruction) in plain else 1.0,
+        "own_words": 0.1
+        if _plain_words(instruction) and _plain_words(instruction) in plain
+        else 1.0,
     }
 
 
@@ -394,7 +396,9 @@ def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
         "narration": _ramp(past_tense / max(1, len(sentences)), 0.1, 0.7),
         "fresh": _judge_freshness(lower, sentences),
         "few_heroes": 0.5 ** max(0, len(_ANIMALS & set(lower)) - 2),
-        "own_words": 0.1 if _plain(instruction) and _plain(instruction) in _plain(text) else 1.0,
+        "own_words": 0.1
+        if _plain_words(instruction) and _plain_words(instruction) in _plain_words(text)
+        else 1.0,
     }
 
 
@@ -434,7 +438,7 @@ def _judge_freshness(lower: list[str], sentences: list[str]) -> float:
     if len(lower) < 4 or not sentences:
         return 0.0
     triples = list(zip(lower, lower[1:], lower[2:], strict=False))
-    plain = [_plain(sentence) for sentence in sentences]
+    plain = [_plain_words(sentence) for sentence in sentences]
     repeated = 1 - len(set(plain)) / len(plain)
     return _ramp(len(set(triples)) / len(triples), 0.5, 0.88) * _ramp(-repeated, -0.5, -0.13)
 
@@ -477,7 +481,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
     return {"answer": right}, gates
 
 
-def _plain(text: str) -> str:
+def _plain_words(text: str) -> str:
     return " ".join(word.lower() for word in _LATIN_WORD.findall(text))
 
 

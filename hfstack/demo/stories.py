@@ -159,7 +159,7 @@ _SCENES = {
     for name, lines in _SHARED["weather"].items()
 }
 _DETAILS = _compiled(_SHARED["details"]["all"])
-_THOUGHTS = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].items()}
+_THOUGHTS_OF = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].items()}
 _WHEN = _compiled(
     [f"it all began {time}." for which in ("weather", "plain") for time in _SHARED["times"][which]]
 )
@@ -188,7 +188,7 @@ def story(seed: int, index: int) -> Story:
     steps.append((pick(_DEEDS[plot.name, trait]), False))
 
     if uniform() < 0.4:
-        steps.append((pick(_THOUGHTS[trait]), True))
+        steps.append((pick(_THOUGHTS_OF[trait]), True))
     steps.append((pick(_OUTCOMES[plot.name, trait, ending]), False))
     texts = [(_capital(render(parts, facts, uniform)), spare) for parts, spare in steps]
     feelings = _FEELINGS if facts["F"] == facts["FN"] else _LONELY_FEELINGS

@@ -23,10 +23,10 @@ from hfstack.diagnosis.findings import (
 _KL = "kl_per_completion"  # nats an answer, not a token
 _ENTROPY = "entropy"  # nats a token
 _ENDED = "ended_share"
-_LENGTH = "completions/mean_length"  # tokens
+_LENGTH_METRIC = "completions/mean_length"  # tokens
 
 _FEWEST_POINTS = 8  # of a curve, so that a quarter of it has two
-_SURE = 2.0  # standard errors
+_SURE_ERRORS = 2.0  # standard errors
 # Gao et al. 2023 (arXiv:2210.10760): proxy reward rises with KL, true reward turns. Where it turns
 # depends on the reward model, so the budget is the user's to set; three times the budget is another
 # model.
@@ -70,7 +70,7 @@ def check_policies(
         # what the run logged while it trained
         rose, reward = _reward(run)
         moved, divergence = _kl(run, kl_budget_nats)
-        found += [reward, divergence, *_step_size(run), *_entropy(run), *_critic(run)]
+        found += [reward, divergence, *_step_size(run), *_check_entropy(run), *_critic(run)]
         found += [*_signal(run), *_drift(run), *_gold_curve(run, gold)]
 
         # what a judge says of its answers, in the comparisons of this run
@@ -113,11 +113,11 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
         f"last ({difference:+.2g}, standard error {error:.2g})"
     )
 
-    if difference > _SURE * error:
+    if difference > _SURE_ERRORS * error:
         return True, Finding("policy", "reward", "ok", evidence)
 
     # Why it did not: too large steps, none at all, or too few for what the noise hides.
-    fell = difference < -_SURE * error
+    fell = difference < -_SURE_ERRORS * error
     kl = series(run, _KL)
     still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
     if fell:
@@ -251,7 +251,7 @@ def _clipped(run: ChainRun) -> list[float]:
     return [a + b for a, b in zip(low, high, strict=True)] or series(run, "clip_ratio/region_mean")
 
 
-def _entropy(run: ChainRun) -> list[Finding]:
+def _check_entropy(run: ChainRun) -> list[Finding]:
     """Check how much entropy is left: none where every answer is the same."""
     values = series(run, _ENTROPY)
     if len(values) < _FEWEST_POINTS or values[0] <= 0:
@@ -293,7 +293,7 @@ def _critic(run: ChainRun) -> list[Finding]:
 
     first, *_, end = quarters(values)
     difference, error = rise(first, end)
-    if verdict == "bad" and last > 0 and difference > _SURE * error:
+    if verdict == "bad" and last > 0 and difference > _SURE_ERRORS * error:
         # it was started cold, and is on its way
         verdict = "warn"
         evidence += "; it still rises"
@@ -308,7 +308,7 @@ def _critic(run: ChainRun) -> list[Finding]:
 def _drift(run: ChainRun) -> list[Finding]:
     """Check that answers still end, and are as long as they were."""
     found = []
-    ended, lengths = series(run, _ENDED), series(run, _LENGTH)
+    ended, lengths = series(run, _ENDED), series(run, _LENGTH_METRIC)
     if len(ended) >= _FEWEST_POINTS:
         first, *_, last = (fmean(part) for part in quarters(ended))
         evidence = (
@@ -349,12 +349,12 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
     means = [fmean(part) for part in parts]
     best = means.index(max(means))
     fall, error = rise(parts[best], parts[-1])
-    lost = fall < -_SURE * error and proxy[-1] >= proxy[best]
+    lost = fall < -_SURE_ERRORS * error and proxy[-1] >= proxy[best]
 
     # worse than at the start is bad, worse than at its best a warning
     verdict: Verdict = "warn" if lost else "ok"
     back, back_error = rise(parts[0], parts[-1])
-    if lost and back < -_SURE * back_error:
+    if lost and back < -_SURE_ERRORS * back_error:
         verdict = "bad"
 
     at = f" at {fmean(quarters(kl)[best]):.3g} nats" if len(kl) >= 4 else ""

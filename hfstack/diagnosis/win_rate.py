@@ -83,8 +83,8 @@ def judge_both_orders(
     """
     if not prompts:
         raise DataError("no prompts to judge on")
-    as_first = _asked(judge, prompts, ours, theirs)
-    as_second = _asked(judge, prompts, theirs, ours)
+    as_first = _ask_judge(judge, prompts, ours, theirs)
+    as_second = _ask_judge(judge, prompts, theirs, ours)
     shares = [(first + 1 - second) / 2 for first, second in zip(as_first, as_second, strict=True)]
     flips = sum(
         (first - 0.5) * (0.5 - second) < 0
@@ -218,7 +218,9 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
+def _ask_judge(
+    judge: Judge, prompts: list[Any], first: list[str], second: list[str]
+) -> list[float]:
     """Return the judge's shares for one order, checked."""
     shares = list(judge(prompts, first, second))
     if len(shares) != len(prompts):

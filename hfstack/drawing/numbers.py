@@ -38,7 +38,7 @@ _METRICS = {
     "vocab_size": ("Vocabulary", "tokens", "number"),
     "peak_memory_bytes": ("Peak memory", "", "bytes"),
 }
-_WORDS = {
+_SPELLINGS = {
     "kl": "KL",
     "mfu": "MFU",
     "bleu": "BLEU",
@@ -92,7 +92,7 @@ def share(value: float) -> str:
 def label_of(name: str) -> str:
     """Return `dropped_documents` as `Dropped documents`."""
     words = name.replace("_per_s", "_per_second").replace("_", " ").replace("/", " ").split()
-    words = [_WORDS.get(word, word) for word in words] or [name]
+    words = [_SPELLINGS.get(word, word) for word in words] or [name]
     return words[0][:1].upper() + " ".join(words)[1:]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfstack.feedback.agreement import majority, units_of
-from hfstack.feedback.export import Judged, Vote
+from hfstack.feedback.export import JudgedItem, Vote
 from hfstack.feedback.kinds import is_tie
 from hfstack.intervals import share_interval
 
@@ -16,7 +16,7 @@ COLUMNS = [
 
 
 def annotator_rows(
-    kind: str, judged: Sequence[Judged], names: dict[str, str]
+    kind: str, judged: Sequence[JudgedItem], names: dict[str, str]
 ) -> list[list[str | int | float | None]]:
     """Return a row for each annotator; shares come with their 95 % interval.
 
@@ -63,21 +63,21 @@ def first_side(kind: str, votes: Sequence[Vote]) -> list[bool]:
     return [vote.body["order"][0] == vote.verdict["choice"] for vote in decided]
 
 
-def is_right(kind: str, one: Judged, vote: Vote) -> bool:
+def is_right(kind: str, one: JudgedItem, vote: Vote) -> bool:
     """Return whether a vote on a hidden check is the known one; a tie is not."""
     gold = one.item.gold or {}
     key = {"pairs": "choice", "thumbs": "label", "ranking": "ranks"}[kind]
     return vote.verdict[key] == gold[key]
 
 
-def with_themselves(kind: str, own: Sequence[tuple[Judged, Vote]]) -> list[bool]:
+def with_themselves(kind: str, own: Sequence[tuple[JudgedItem, Vote]]) -> list[bool]:
     """Return for each item that a person saw twice whether they said the same."""
     before = {id(one): vote for one, vote in own if vote.role == "turn"}
     again = [(before[id(one)], vote) for one, vote in own if vote.role == "repeat"]
     return [_side(kind, first.verdict) == _side(kind, second.verdict) for first, second in again]
 
 
-def with_others(kind: str, judged: Sequence[Judged], name: str) -> list[bool]:
+def with_others(kind: str, judged: Sequence[JudgedItem], name: str) -> list[bool]:
     """Return for each vote whether it is that of the majority of the other people."""
     same = []
     for one in judged:

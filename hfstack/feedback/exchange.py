@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.errors import DataError
-from hfstack.feedback.export import Judged, Vote
+from hfstack.feedback.export import JudgedItem, Vote
 from hfstack.feedback.kinds import Item, read_verdict
 from hfstack.tasks.preferences.rows import answer_text
 
@@ -20,7 +20,7 @@ _LABELS = {name: label for label, name in _THUMBS.items()}
 
 
 def to_label_studio(
-    kind: str, judged: Sequence[Judged], names: dict[str, str]
+    kind: str, judged: Sequence[JudgedItem], names: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Return tasks with their annotations, as Label Studio imports them.
 
@@ -37,7 +37,7 @@ def to_label_studio(
     tasks = []
     for number, one in enumerate(judged):
         data = {"prompt": answer_text(one.item.prompt)}
-        data |= {f"answer{place}": answer_text(text) for place, text in _places(one.item)}
+        data |= {f"answer{place}": answer_text(text) for place, text in _numbered(one.item)}
         annotations = [
             {"completed_by": names[vote.annotator], "lead_time": vote.body.get("seconds")}
             | {"was_cancelled": False, "result": _to_results(kind, vote.verdict)}
@@ -47,7 +47,7 @@ def to_label_studio(
     return tasks
 
 
-def _places(item: Item) -> list[tuple[int, Any]]:
+def _numbered(item: Item) -> list[tuple[int, Any]]:
     return list(enumerate(item.answers, 1))
 
 
@@ -91,12 +91,14 @@ def _from_results(results: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     return "ratings", {"scales": ratings}
 
 
-def to_argilla(kind: str, judged: Sequence[Judged], names: dict[str, str]) -> list[dict[str, Any]]:
+def to_argilla(
+    kind: str, judged: Sequence[JudgedItem], names: dict[str, str]
+) -> list[dict[str, Any]]:
     """Return records with their responses, as Argilla's `from_json` reads them."""
     records = []
     for number, one in enumerate(judged):
         fields = {"prompt": answer_text(one.item.prompt)}
-        fields |= {f"response{place}": answer_text(text) for place, text in _places(one.item)}
+        fields |= {f"response{place}": answer_text(text) for place, text in _numbered(one.item)}
         responses: dict[str, list[dict[str, Any]]] = {}
         for vote in one.in_turn():
             for question, value in _to_responses(kind, vote.verdict).items():
@@ -140,7 +142,7 @@ def _from_responses(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "ratings", {"scales": given}
 
 
-def read_exchange(path: Path) -> tuple[str, list[Judged]]:
+def read_exchange(path: Path) -> tuple[str, list[JudgedItem]]:
     """Return kind and judged items of a file of Label Studio or Argilla, by its form.
 
     Raises:
@@ -154,7 +156,7 @@ def read_exchange(path: Path) -> tuple[str, list[Judged]]:
         raise DataError(f"{path} must be a list of tasks (Label Studio) or records (Argilla)")
     if {"data", "annotations"} <= set(found[0]):
         read_one: Callable[[Any], tuple[Item, list[tuple[str, str, dict[str, Any], Any]]]]
-        read_one = _read_task
+        read_one = _read_labelled
     elif {"fields", "responses"} <= set(found[0]):
         read_one = _read_record
     else:
@@ -164,11 +166,11 @@ def read_exchange(path: Path) -> tuple[str, list[Judged]]:
         )
 
     kinds: dict[str, int] = {}
-    judged: list[Judged] = []
+    judged: list[JudgedItem] = []
     for number, row in enumerate(found, 1):
         try:
             item, given = read_one(row)
-            one = Judged(item)
+            one = JudgedItem(item)
             for annotator, kind, verdict, seconds in given:
                 kinds.setdefault(kind, number)
                 scales = list(verdict.get("scales", ()))
@@ -184,7 +186,7 @@ def read_exchange(path: Path) -> tuple[str, list[Judged]]:
     return next(iter(kinds)), judged
 
 
-def _read_task(row: dict[str, Any]) -> tuple[Item, list[Any]]:
+def _read_labelled(row: dict[str, Any]) -> tuple[Item, list[Any]]:
     names = sorted(name for name in row["data"] if name.startswith("answer"))
     item = Item(row["data"]["prompt"], [row["data"][name] for name in names])
     given = []

@@ -41,7 +41,7 @@ class Vote:
 
 
 @dataclass
-class Judged:
+class JudgedItem:
     """An item with all that was said of it."""
 
     item: Item
@@ -92,7 +92,7 @@ def store_paths(places: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:
+def read_stores(places: Sequence[str]) -> tuple[str, list[JudgedItem]]:
     """Return the kind of some projects, and their items with what was said of them.
 
     Args:
@@ -102,7 +102,7 @@ def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:
         DataError: one is no store, they are of several kinds, or none holds a judgement.
     """
     kinds: dict[str, str] = {}
-    judged: list[Judged] = []
+    judged: list[JudgedItem] = []
     for place, path in zip(places, store_paths(places), strict=True):
         store = open_store(path)
         try:
@@ -119,9 +119,9 @@ def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:
     return next(iter(kinds.values())), judged
 
 
-def read_judged(store: Store) -> list[Judged]:
+def read_judged(store: Store) -> list[JudgedItem]:
     """Return the items of a store with what counts now."""
-    judged = [Judged(item) for item in store.items()]
+    judged = [JudgedItem(item) for item in store.items()]
     latest = latest_judgements(store)
     for step in store.steps():
         judgement = latest.get((step.annotator, step.number))
@@ -140,7 +140,7 @@ def read_judged(store: Store) -> list[Judged]:
 
 def export_rows(
     kind: str,
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedItem],
     *,
     min_judgements: int = 1,
     conflicts: Conflicts = "majority",
@@ -159,7 +159,7 @@ def export_rows(
     counts = ExportCounts()
     rows: list[dict[str, Any]] = []
     for one in judged:
-        _count(kind, one, counts)
+        _count_item(kind, one, counts)
         if one.item.gold is not None or not one.votes:
             continue
         votes = one.in_turn()
@@ -180,7 +180,7 @@ def export_rows(
     return rows, counts
 
 
-def _count(kind: str, one: Judged, counts: ExportCounts) -> None:
+def _count_item(kind: str, one: JudgedItem, counts: ExportCounts) -> None:
     counts.gold_judgements += sum(vote.role == "gold" for vote in one.votes)
     counts.repeats += sum(vote.role == "repeat" for vote in one.votes)
     if one.item.gold is not None:

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 from hfstack.errors import DataError
 
-Kind = Literal["pairs", "ranking", "thumbs", "ratings", "correction"]
-KINDS: tuple[str, ...] = get_args(Kind)
+JudgementKind = Literal["pairs", "ranking", "thumbs", "ratings", "correction"]
+KINDS: tuple[str, ...] = get_args(JudgementKind)
 
 STRENGTHS = (1, 2, 3)  # a little better, better, much better
 HIGHEST_RATING = 5
@@ -70,7 +70,7 @@ def read_verdict(
         "ranking": lambda value: _read_ranks(value, answers),
         "thumbs": _read_thumb,
         "ratings": lambda value: _read_scales(value, scales),
-        "correction": _read_text,
+        "correction": _read_correction,
     }[kind]
 
     try:
@@ -114,7 +114,7 @@ def _read_scales(given: dict[str, Any], scales: Sequence[str]) -> dict[str, Any]
     return {"scales": {name: rated[name] for name in scales}}
 
 
-def _read_text(given: dict[str, Any]) -> dict[str, Any]:
+def _read_correction(given: dict[str, Any]) -> dict[str, Any]:
     text = given["text"]
     if not isinstance(text, str) or not text.strip():
         raise DataError("the corrected answer is empty: write it, or skip the item")

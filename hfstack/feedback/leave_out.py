@@ -20,11 +20,11 @@ from trl import ModelConfig
 
 from hfstack.errors import DataError
 from hfstack.feedback.agreement import majority
-from hfstack.feedback.export import Judged
+from hfstack.feedback.export import JudgedItem
 from hfstack.intervals import gain_interval, share_interval
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.tasks.preferences.encode import encode_answer, shorten
+from hfstack.tasks.preferences.encode import encode_answer, truncate_pair
 
 _FOLDS = 5
 # Weight decay of the head, of states scaled to unit variance.
@@ -65,7 +65,7 @@ class LeftOut:
     label_agreement: tuple[float, float, float]
 
 
-def labelled_pairs(judged: Sequence[Judged], features: Sequence[Any]) -> list[LabelledPair]:
+def labelled_pairs(judged: Sequence[JudgedItem], features: Sequence[Any]) -> list[LabelledPair]:
     """Return the pairs with a majority, for `leave_one_out`.
 
     Args:
@@ -83,7 +83,7 @@ def labelled_pairs(judged: Sequence[Judged], features: Sequence[Any]) -> list[La
     return pairs
 
 
-def pair_features(model_args: ModelConfig, judged: Sequence[Judged]) -> numpy.ndarray[Any, Any]:
+def pair_features(model_args: ModelConfig, judged: Sequence[JudgedItem]) -> numpy.ndarray[Any, Any]:
     """Return (N, 2 H) differences of last states, second answer less first.
 
     Of each answer the mean over its tokens, and its last token, where a reward model reads.
@@ -97,7 +97,7 @@ def pair_features(model_args: ModelConfig, judged: Sequence[Judged]) -> numpy.nd
         whole, begin, end = encode_answer(tokenizer, prompt, answer)
         ids = whole
         if longest is not None and len(whole) > longest:
-            ids = shorten(whole, begin, end, max_length=longest)
+            ids = truncate_pair(whole, begin, end, max_length=longest)
         first = min(end - (len(whole) - len(ids)), len(ids) - 1)
         inputs = torch.tensor([ids], device=model.device)  # (1, T)
         with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 from hfstack.runs.record import read_run
 from hfstack.tokens.chat import extract_text
 
-_COLUMNS = (
+_ROUND_COLUMNS = (
     *("round", "rows", "agreement", "reward accuracy", "proxy reward", "KL"),
     "win rate over the first policy",
 )
@@ -16,7 +16,7 @@ _COLUMNS = (
 
 def describe_rounds(folder: str | Path, rounds: int) -> str:
     """Return the table of rounds of feedback_rounds.sh, and the verdict."""
-    lines: list[tuple[str, ...]] = [_COLUMNS]
+    lines: list[tuple[str, ...]] = [_ROUND_COLUMNS]
     last: dict[str, float] = {}
     labels = 0.0
     for number in range(1, rounds + 1):
@@ -31,9 +31,9 @@ def describe_rounds(folder: str | Path, rounds: int) -> str:
                 f"{labels:.0f}",
                 _share(feedback.get("agreement")),
                 _share(reward.get("eval_accuracy")),
-                _number(policy.get("eval_reward")),
-                _number(policy.get("eval_kl_per_completion")),
-                _interval(last),
+                _format_number(policy.get("eval_reward")),
+                _format_number(policy.get("eval_kl_per_completion")),
+                _format_interval(last),
             )
         )
 
@@ -66,14 +66,16 @@ def verdict(win_rate: dict[str, float], labels: float) -> str:
     """
     low, high = win_rate["win_rate_low"], win_rate["win_rate_high"]
     if low > 0.5:
-        return f"The model is better than it was: {_interval(win_rate)} of the tasks are won."
+        return (
+            f"The model is better than it was: {_format_interval(win_rate)} of the tasks are won."
+        )
     advice = f"{labels:.0f} judgements are few; judge more, or look whether people agree."
     if high < 0.5:
-        return f"The model is worse than it was ({_interval(win_rate)}). {advice}"
-    return f"No difference is measurable ({_interval(win_rate)} around 50 %). {advice}"
+        return f"The model is worse than it was ({_format_interval(win_rate)}). {advice}"
+    return f"No difference is measurable ({_format_interval(win_rate)} around 50 %). {advice}"
 
 
-def _interval(metrics: dict[str, Any]) -> str:
+def _format_interval(metrics: dict[str, Any]) -> str:
     rate, low, high = (100 * metrics[f"win_rate{end}"] for end in ("", "_low", "_high"))
     return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
 
@@ -82,5 +84,5 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"

@@ -53,7 +53,7 @@ class AnswerArgs(SamplingArgs):
             raise ConfigError("--reward_models is read with --select uncertain alone")
 
 
-def sample_answers(
+def answer_prompts(
     model_args: ModelConfig, prompts: Sequence[str], args: AnswerArgs, *, chat: bool
 ) -> list[Answered]:
     """Return prompts with the answers of one or two models."""

@@ -51,7 +51,7 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 # Far above what a person does, and below what guessing a token would need.
 _PER_S, _BURST = 20.0, 60.0
 _WRONG_PER_S, _WRONG_BURST = 0.2, 20.0
@@ -130,7 +130,7 @@ def _add_annotator_routes(app: Any, desk: Desk, identify: Identify) -> None:
         name = identify(request)
         if desk.stopped:
             raise _Refused(409, "the lead has ended this project: nothing more is taken")
-        return JSONResponse(desk.judge(name, _read_json(await request.body())))
+        return JSONResponse(desk.judge(name, _read_body(await request.body())))
 
 
 def _add_lead_routes(app: Any, desk: Desk, identify: Identify) -> None:
@@ -169,7 +169,7 @@ def _add_files(app: Any, request_class: type, response_class: type) -> None:
         app.add_api_route(path, serve, response_class=response_class)
 
 
-def _read_json(body: bytes) -> dict[str, Any]:
+def _read_body(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
@@ -211,7 +211,7 @@ def bind(host: str, port: int) -> socket.socket:
             "any free one)"
         ) from None
 
-    if host not in LOOPBACK:
+    if host not in LOOPBACK_NAMES:
         logger.warning(
             "serving on %s: whoever can reach this machine can read the page, and tokens travel "
             "in plain text; put a proxy with TLS in front (docs/recipes/annotate.md)",

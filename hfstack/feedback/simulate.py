@@ -16,7 +16,7 @@ from uuid import UUID
 from hfstack.errors import DataError
 from hfstack.feedback.kinds import HIGHEST_RATING
 
-Judge = Callable[[str, str], float]  # (prompt, answer) -> how good, in [0, 1]
+RateAnswer = Callable[[str, str], float]  # (prompt, answer) -> how good, in [0, 1]
 # Smallest difference that a simulated person sees, and from where it is better and much better.
 _SEES, _BETTER, _MUCH_BETTER = 0.02, 0.2, 0.5
 _PATIENCE_S = 60.0
@@ -50,7 +50,7 @@ class Habits:
 def decide(
     project: dict[str, Any],
     item: dict[str, Any],
-    judge: Judge,
+    judge: RateAnswer,
     habits: Habits,
     chance: random.Random,
 ) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Client:
 
 def judge_all(
     client: Client,
-    judge: Judge,
+    judge: RateAnswer,
     habits: Habits,
     *,
     seed: str,
@@ -194,7 +194,7 @@ def judge_all(
 def simulate_people(
     address: tuple[str, int],
     tokens: dict[str, str],
-    judge: Judge,
+    judge: RateAnswer,
     args: SimulationArgs,
     *,
     seed: int,

@@ -23,7 +23,7 @@ ALL_LINEAR = "all-linear"
 
 # What `all-linear` means in PEFT beside linear layers, by the last part of the name: routers and
 # stacked experts under their former names, and projections that Mamba's kernels read directly.
-_EXPERTS = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})
+_EXPERT_LAYERS = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})
 _STATE_SPACE = frozenset({"out_proj", "conv1d"})
 
 
@@ -40,17 +40,17 @@ def fit_adapter(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
         ConfigError: PEFT cannot put the adapter on this model.
     """
     targets = getattr(config, "target_modules", None)
-    refusal = _refusal(config, model)
+    refusal = _why_refused(config, model)
     if refusal is None:
         return config
 
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         linear = linear_layers(model)
-        for left_out in (_STATE_SPACE, _EXPERTS, _STATE_SPACE | _EXPERTS):
+        for left_out in (_STATE_SPACE, _EXPERT_LAYERS, _STATE_SPACE | _EXPERT_LAYERS):
             kept = [name for name in linear if name.rpartition(".")[2] not in left_out]
             narrowed: Any = copy.deepcopy(config)
             narrowed.target_modules = set(kept)
-            if kept and _refusal(narrowed, model) is None:
+            if kept and _why_refused(narrowed, model) is None:
                 logger.warning(
                     "--lora_target_modules %s: the adapter is put on %d linear layers, without "
                     "%s, because PEFT says of all: %s",
@@ -79,7 +79,7 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _refusal(config: PeftConfig, model: PreTrainedModel) -> str | None:
+def _why_refused(config: PeftConfig, model: PreTrainedModel) -> str | None:
     """Return why PEFT refuses an adapter on an empty copy of the model, or None."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

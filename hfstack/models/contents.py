@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hfstack.errors import CheckpointError
 from hfstack.models.size_limits import refuse_too_many_modules
 
-Kind = Literal[
+ModelKind = Literal[
     "causal language model",
     "masked language model",
     "sequence classifier",
@@ -37,7 +37,7 @@ CLASSIFIER_FILE = "classifier.json"
 """What the recipe classify writes beside a classifier, whose outputs are then no rewards."""
 
 # Endings of the names of architectures, and how peft calls the same tasks.
-_BY_ENDING: dict[str, Kind] = {
+_BY_ENDING: dict[str, ModelKind] = {
     "ForSequenceClassification": "sequence classifier",
     "ForTokenClassification": "token classifier",
     "ForQuestionAnswering": "question answering model",
@@ -46,7 +46,7 @@ _BY_ENDING: dict[str, Kind] = {
     "ForMaskedLM": "masked language model",
     "ForPreTraining": "masked language model",
 }
-_BY_ADAPTER_TASK: dict[str, Kind] = {
+_BY_ADAPTER_TASK: dict[str, ModelKind] = {
     "CAUSAL_LM": "causal language model",
     "SEQ_CLS": "sequence classifier",
     "TOKEN_CLS": "token classifier",
@@ -65,7 +65,7 @@ def _names(mapping: Mapping[Any, Any]) -> frozenset[str]:
 # transformers' own lists, for names whose ending says nothing or something else, such as
 # Gemma3ForConditionalGeneration; the first that holds a name counts. XLM's one class is in two.
 _MASKED = _names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-_LISTED: tuple[tuple[Kind, frozenset[str]], ...] = (
+_LISTED: tuple[tuple[ModelKind, frozenset[str]], ...] = (
     (
         "causal language model",
         _names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _MASKED,
@@ -76,7 +76,7 @@ _LISTED: tuple[tuple[Kind, frozenset[str]], ...] = (
 )
 
 # What to do with a model that was named in the wrong place.
-USES: dict[Kind, str] = {
+USES: dict[ModelKind, str] = {
     "causal language model": "generate, evaluate_lm and win_rate read it, sft trains it further",
     "masked language model": "generate fills its masks; classify, tag and answer train it further",
     "sequence classifier": "predict and explain read it",
@@ -100,7 +100,7 @@ class Contents:
         base: where the adapter's base is, as its file names it.
     """
 
-    kind: Kind
+    kind: ModelKind
     evidence: str
     adapter: bool = False
     base: str = ""
@@ -155,7 +155,7 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
     return Contents(kind, f"{architecture}, from {name}/config.json")
 
 
-def check_kind(name: str, wanted: Collection[Kind], revision: str | None = None) -> Contents:
+def check_kind(name: str, wanted: Collection[ModelKind], revision: str | None = None) -> Contents:
     """Return what a model is, once it is one of the kinds that are wanted.
 
     A model that does not say what it is passes: loading it shows whether its head is there.
@@ -182,7 +182,7 @@ def refuse_file(name: str) -> None:
         )
 
 
-def kind_of_architecture(architecture: str) -> Kind:
+def kind_of_architecture(architecture: str) -> ModelKind:
     """Return the kind of a class of transformers, or of ours, by its name."""
     for kind, names in _LISTED:
         if architecture in names:
@@ -233,7 +233,7 @@ def not_found(what: str, name: str, error: Exception) -> str:
     )
 
 
-def _with_article(kind: Kind) -> str:
+def _with_article(kind: ModelKind) -> str:
     return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 

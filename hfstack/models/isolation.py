@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME
-from hfstack.models.probes import Figure, documents_apart, embedding_rows
+from hfstack.models.probes import Measured, documents_apart, embedding_rows
 
 logger = get_logger(__name__)
 
@@ -104,7 +104,7 @@ def keep_documents_apart(model: PreTrainedModel, option: str, *, longest: int) -
         logger.warning("%s is not checked on this model: its weights are in shards", option)
         return "positions"
 
-    figure = _measure(model)
+    figure = _measure_apart(model)
     if figure is not None and figure.holds:
         return "positions"
 
@@ -114,7 +114,7 @@ def keep_documents_apart(model: PreTrainedModel, option: str, *, longest: int) -
     _mask_packed_rows(inner, mask)
 
     # behind the window, so that a mask without one would show
-    masked = _measure(model, **({} if window is None else {"tokens": window + 8}))
+    masked = _measure_apart(model, **({} if window is None else {"tokens": window + 8}))
     if masked is not None and masked.holds:
         logger.info("packed documents are kept apart by a block-diagonal mask")
         return "mask"
@@ -145,7 +145,7 @@ def _mask_packed_rows(model: Any, mask: BlockDiagonalMask) -> None:
     model.forward = types.MethodType(masked_forward, model)
 
 
-def _measure(model: PreTrainedModel, **options: Any) -> Figure | None:
+def _measure_apart(model: PreTrainedModel, **options: Any) -> Measured | None:
     """Return the probe's figure, or None where the model does not take such inputs."""
     try:
         return documents_apart(model, **options)

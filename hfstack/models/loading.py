@@ -32,7 +32,7 @@ from hfstack.logs import get_logger
 from hfstack.models.contents import (
     ADAPTER_FILE,
     Contents,
-    Kind,
+    ModelKind,
     check_kind,
     identify_model,
     not_found,
@@ -142,7 +142,7 @@ def _load_language_model(
     auto_class: Any,
     args: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
+    kind: ModelKind,
     *,
     new_head: bool,
     quantization: Any = None,
@@ -171,7 +171,7 @@ def _load_language_model(
 def load_checkpoint(
     auto_class: Any,
     args: ModelConfig,
-    kind: Kind,
+    kind: ModelKind,
     *,
     new_head: bool = False,
     quantized: Any = None,
@@ -213,7 +213,7 @@ def load_checkpoint(
 
 
 def _load_adapter(
-    auto_class: Any, args: ModelConfig, found: Contents, kind: Kind, *, quantized: Any
+    auto_class: Any, args: ModelConfig, found: Contents, kind: ModelKind, *, quantized: Any
 ) -> PreTrainedModel:
     """Load the base that an adapter names, and the adapter on it."""
     name = require_model_name(args)

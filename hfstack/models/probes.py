@@ -28,7 +28,7 @@ _PADDING_TOKENS = 5
 _EFFECT_LEFT = 0.05
 
 
-class Figure(NamedTuple):
+class Measured(NamedTuple):
     """What a probe measured, and what is allowed."""
 
     value: float
@@ -40,7 +40,7 @@ class Figure(NamedTuple):
         return self.value <= self.allowed
 
 
-def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> Figure:
+def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> Measured:
     """Measure how much a packed document's logits depend on the one before it.
 
     The same document is read behind two others, which may change nothing, and alone, which may
@@ -56,17 +56,17 @@ def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> 
     packed = {"input_ids": joined, "position_ids": positions.to(joined.device).repeat(2, 1)}
 
     with evaluation_mode(model):
-        alone = read_logits(model, input_ids=second)  # (1, T, V)
-        plain = read_logits(model, input_ids=joined)[:, -tokens:]  # (2, T, V)
-        apart = read_logits(model, **packed)[:, -tokens:]  # (2, T, V)
+        alone = logits_of(model, input_ids=second)  # (1, T, V)
+        plain = logits_of(model, input_ids=joined)[:, -tokens:]  # (2, T, V)
+        apart = logits_of(model, **packed)[:, -tokens:]  # (2, T, V)
 
     # what the first document does where nothing keeps it away, and what of that is left
     effect = relative_difference(plain[0], plain[1])
     leak = relative_difference(apart[0], apart[1])
     allowed = min(TOLERANCE, _EFFECT_LEFT * effect)
     if leak > allowed:
-        return Figure(leak, allowed)
-    return Figure(relative_difference(alone[0], apart[0]), tolerance(model))
+        return Measured(leak, allowed)
+    return Measured(relative_difference(alone[0], apart[0]), tolerance(model))
 
 
 def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0) -> Tensor:
@@ -84,7 +84,7 @@ def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0)
     return allowed[picked].to(model.device)
 
 
-def read_logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
+def logits_of(model: PreTrainedModel, **inputs: Any) -> Tensor:
     """Return a model's logits (B, T, V) in fp32, without gradients or a cache."""
     with torch.no_grad():
         return model(**inputs, use_cache=False).logits.float()

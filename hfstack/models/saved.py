@@ -34,12 +34,12 @@ _HALF_TOLERANCE = 0.05
 # a reader may hold the model while it is loaded, and some activations
 _ROOM = 1.1
 
-Logits = list[torch.Tensor]
+ProbeLogits = list[torch.Tensor]
 Reader = Callable[[ModelConfig], Any]
 """Loads a finished model from the folder that `model_name_or_path` names."""
 
 
-def read_logits(model: Any) -> Logits:
+def read_logits(model: Any) -> ProbeLogits:
     """Return a model's logits in fp32 on the CPU; without a head, its hidden states.
 
     Args:
@@ -59,7 +59,7 @@ def read_logits(model: Any) -> Logits:
 
 
 def compare_with_saved(
-    trained: Logits, model: Any, folder: Path, read: Reader, *, merged: bool = False
+    trained: ProbeLogits, model: Any, folder: Path, read: Reader, *, merged: bool = False
 ) -> dict[str, Any]:
     """Load what was saved and compare its logits with those of the trained model.
 
@@ -150,7 +150,7 @@ def _without_autocast(model: Any) -> Iterator[None]:
         model.forward = wrapped
 
 
-def _compare(trained: Logits, found: Logits, *, rounds: bool) -> tuple[float, float]:
+def _compare(trained: ProbeLogits, found: ProbeLogits, *, rounds: bool) -> tuple[float, float]:
     """Return the difference of two models' logits, and how large it may be.
 
     It is the largest one, or the mean one where weights were rounded to 16 bits on the way.

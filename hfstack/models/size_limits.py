@@ -18,7 +18,9 @@ _LAYERS = frozenset(
     "num_hidden_layers num_layers n_layer n_layers num_decoder_layers encoder_layers "
     "decoder_layers num_encoder_layers num_blocks num_hidden_groups inner_group_num".split()
 )
-_EXPERTS = frozenset("num_experts num_local_experts n_routed_experts n_shared_experts".split())
+_EXPERT_COUNTS = frozenset(
+    "num_experts num_local_experts n_routed_experts n_shared_experts".split()
+)
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _MOST_MODULES = 1024
 _MOST_NESTED = 8
@@ -40,13 +42,13 @@ def refuse_too_many_modules(
     most = max(_MOST_MODULES, tensors)
     layers = experts = 1
     for name, value in _numbers(config):
-        if name not in _LAYERS | _EXPERTS:
+        if name not in _LAYERS | _EXPERT_COUNTS:
             continue
         if value > most:
             found = f"its weights have {tensors:,} tensors" if tensors else f"{most:,} are read"
             raise raises(f"{place}: {name} is {value:,} where at most {found}")
         layers = max(layers, value if name in _LAYERS else 1)
-        experts = max(experts, value if name in _EXPERTS else 1)
+        experts = max(experts, value if name in _EXPERT_COUNTS else 1)
 
     if layers * experts > max(100 * _MOST_MODULES, tensors):
         raise raises(f"{place}: {layers:,} layers of {experts:,} experts are more than are read")

@@ -21,9 +21,9 @@ from hfstack.models.context import context_length
 from hfstack.publishing.files import TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
-TOLERANCE = 2e-3  # relative: other processors add in another order
+NUMBER_TOLERANCE = 2e-3  # relative: other processors add in another order
 # Never change this text: published numbers were measured on it.
-_TEXT = (
+_CHECK_TEXT = (
     "On the edge of the village stood an old mill, and in the mill lived a miller who could not "
     "sleep. Every night he heard the wheel turn although the river was low. So he took a lamp, "
     "went down the narrow stairs and found a small otter, who was pushing the wheel with both "
@@ -45,7 +45,7 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     """
     if kind.name == "dataset":
         rows = (path for name, path in files.items() if name.endswith(".jsonl"))
-        return "check_rows", float(sum(_count_rows(path) for path in rows))
+        return "check_rows", float(sum(_count_json_rows(path) for path in rows))
 
     # a tokenizer: how many tokens the text has
     folder = next(
@@ -55,19 +55,26 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
         folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     )
     if kind.name == "tokenizer":
-        return "check_tokens", float(len(tokenizer(_TEXT)["input_ids"]))
+        return "check_tokens", float(len(tokenizer(_CHECK_TEXT)["input_ids"]))
 
     # a causal language model: bits per byte of the text
     model = load_published(folder, kind)
     length = min(context_length(model.config) or _LONGEST_TOKENS, _LONGEST_TOKENS)
     if kind.name == "causal":
         scores = score_documents(
-            model, tokenizer, [_TEXT], max_length=length, stride=max(1, length // 2), batch_size=1
+            model,
+            tokenizer,
+            [_CHECK_TEXT],
+            max_length=length,
+            stride=max(1, length // 2),
+            batch_size=1,
         )
         return "check_bits_per_byte", float(compute_metrics(scores)["bits_per_byte"])
 
     # any other model: the mean size of its logits
-    inputs = tokenizer(_TEXT, return_tensors="pt", truncation=True, max_length=length)  # (1, T)
+    inputs = tokenizer(
+        _CHECK_TEXT, return_tensors="pt", truncation=True, max_length=length
+    )  # (1, T)
     with torch.no_grad():
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     logits: Any = outputs[0]
@@ -113,9 +120,9 @@ def _loaded(place: Path | str, function: Callable[[], Any]) -> Any:
 
 def agrees(measured: float, recorded: float) -> bool:
     """Whether a number measured again is the one that was recorded."""
-    return abs(measured - recorded) <= TOLERANCE * max(abs(recorded), 1e-3)
+    return abs(measured - recorded) <= NUMBER_TOLERANCE * max(abs(recorded), 1e-3)
 
 
-def _count_rows(path: Path) -> int:
+def _count_json_rows(path: Path) -> int:
     with path.open(encoding="utf-8") as file:
         return sum(1 for line in file if json.loads(line) is not None)

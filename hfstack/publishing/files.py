@@ -5,7 +5,6 @@ by name are taken.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 from hfstack.disk import is_inside, target_of
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
-from hfstack.models.contents import CLASSIFIER_FILE, Kind, identify_model
+from hfstack.models.contents import CLASSIFIER_FILE, ModelKind, identify_model
+from hfstack.runs.model_folder import read_object
 
 CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -40,7 +40,7 @@ _RECURRENT = ("hfstack_gru", "hfstack_lstm")
 
 
 @dataclass(frozen=True)
-class Item:
+class FileToPublish:
     """One file to publish: its path in the repository, and where it lies here."""
 
     path: str
@@ -89,7 +89,7 @@ _REWARDING = PublishedKind(
     auto_class="AutoModelForSequenceClassification",
     pipeline_tag="text-classification",
 )
-_BY_KIND: dict[Kind, PublishedKind] = {
+_BY_KIND: dict[ModelKind, PublishedKind] = {
     "causal language model": PublishedKind(
         "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
     ),
@@ -145,7 +145,7 @@ def _kind_of_adapter(folder: Path, *, rewards: bool) -> PublishedKind:
 
 def _kind_of_model(folder: Path) -> PublishedKind:
     """Return what a whole model is, by the architecture in its config.json."""
-    config = read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     known = _BY_KIND.get(identify_model(str(folder)).kind, _OTHER_MODEL)
     return replace(
         known,
@@ -157,7 +157,7 @@ def _kind_of_model(folder: Path) -> PublishedKind:
 
 def _own_sampling(file: Path) -> tuple[str, ...]:
     """Return the names that a generation_config.json sets beside token ids."""
-    values = read_json(file) if file.is_file() else {}
+    values = read_object(file) if file.is_file() else {}
     fixed = ("transformers_version", "use_cache", "max_new_tokens", "max_length")
     return tuple(
         name
@@ -170,7 +170,7 @@ def _classifier_facts(folder: Path) -> dict[str, Any]:
     """Return what a classifier.json says of outputs; nothing without one."""
     if not (folder / CLASSIFIER_FILE).is_file():
         return {}
-    info = read_json(folder / CLASSIFIER_FILE)
+    info = read_object(folder / CLASSIFIER_FILE)
     return {
         "problem_type": info.get("problem_type", ""),
         "temperature": float(info.get("temperature", 1.0)),
@@ -242,7 +242,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def make_item(path_in_repo: str, source: Path) -> Item:
+def make_item(path_in_repo: str, source: Path) -> FileToPublish:
     """Return a file with its size and sha256.
 
     Args:
@@ -255,7 +255,7 @@ def make_item(path_in_repo: str, source: Path) -> Item:
     refuse_outside(source, source.parents[len(Path(path_in_repo).parts) - 1])
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Item(path_in_repo, source, source.stat().st_size, digest)
+    return FileToPublish(path_in_repo, source, source.stat().st_size, digest)
 
 
 def refuse_outside(path: Path, folder: Path) -> None:
@@ -280,27 +280,12 @@ def refuse_pickles(paths: Iterable[str], where: str) -> None:
             )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file.
-
-    Raises:
-        CheckpointError: it is not one.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return values
-
-
 def _label_count(folder: Path) -> int:
     """Return how many labels an adapter's head has; 0 where no file beside it says."""
     if (folder / CLASSIFIER_FILE).is_file():
-        return len(read_json(folder / CLASSIFIER_FILE).get("names") or [0])
+        return len(read_object(folder / CLASSIFIER_FILE).get("names") or [0])
     if (folder / FACTS[1]).is_file():
-        return len(read_json(folder / FACTS[1]).get("tags") or [])
+        return len(read_object(folder / FACTS[1]).get("tags") or [])
     return 0
 
 
@@ -310,7 +295,7 @@ def _check_complete(folder: Path, kind: PublishedKind, names: set[str]) -> None:
         refuse_pickles((path.name for path in folder.iterdir()), str(folder))
         raise CheckpointError(f"{folder} has no safetensors weights to publish")
     if not kind.adapter and (folder / WEIGHTS_INDEX).is_file():
-        shards = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        shards = set(read_object(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise CheckpointError(

@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit
 
 from hfstack.disk import flush_to_disk
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.files import Item, make_item
+from hfstack.publishing.files import FileToPublish, make_item
 from hfstack.runs.rendering import PUBLICATION
 
 _SCHEME = "file://"
 
 
-def is_folder(repo: str) -> bool:
+def names_folder(repo: str) -> bool:
     """Whether --repo means a folder."""
     return repo.startswith(_SCHEME)
 
@@ -49,7 +49,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def push_to_folder(folder: Path, items: Sequence[Item]) -> int:
+def push_to_folder(folder: Path, items: Sequence[FileToPublish]) -> int:
     """Copy the items into a folder of their own, in one step; return how many.
 
     An earlier publication there is replaced.
@@ -79,7 +79,7 @@ def push_to_folder(folder: Path, items: Sequence[Item]) -> int:
     return len(items)
 
 
-def _copy_item(one: Item, target: Path) -> None:
+def _copy_item(one: FileToPublish, target: Path) -> None:
     """Copy a file to the disk, and compare what arrived."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(one.source, target)

@@ -29,7 +29,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_i
 
 from hfstack.errors import CheckpointError, ConfigError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.files import PICKLES, Item
+from hfstack.publishing.files import PICKLES, FileToPublish
 from hfstack.publishing.hub_errors import (
     describe,
     is_network,
@@ -243,7 +243,7 @@ def refuse_other_kind(target: HubRepo) -> None:
 
 
 def find_superseded(
-    target: HubRepo, revision: str, items: Sequence[Item], *, kind: str
+    target: HubRepo, revision: str, items: Sequence[FileToPublish], *, kind: str
 ) -> list[str]:
     """Return the files of an earlier publication that this one no longer has.
 
@@ -290,7 +290,7 @@ def find_superseded(
 
 def push(
     target: HubRepo,
-    items: Sequence[Item],
+    items: Sequence[FileToPublish],
     *,
     parent: str,
     message: str,
@@ -356,7 +356,7 @@ def _raise_unless_network(error: Exception, target: HubRepo) -> None:
         raise error
 
 
-def check_pushed(target: HubRepo, items: Sequence[Item], sha: str) -> int:
+def check_pushed(target: HubRepo, items: Sequence[FileToPublish], sha: str) -> int:
     """Compare every item with what a commit holds, by sha256; return their number.
 
     The Hub reports the hash of large files, which it has computed; small ones are read back.
@@ -444,7 +444,7 @@ def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def _find_landed_commit(target: HubRepo, items: Sequence[Item], parent: str) -> str | None:
+def _find_landed_commit(target: HubRepo, items: Sequence[FileToPublish], parent: str) -> str | None:
     """Return the head of the branch if it has moved on to exactly these files.
 
     That is a commit whose answer was lost.
@@ -462,7 +462,7 @@ def _find_landed_commit(target: HubRepo, items: Sequence[Item], parent: str) -> 
     return head if same else None
 
 
-def _is_stored(item: Item, there: Any) -> bool:
+def _is_stored(item: FileToPublish, there: Any) -> bool:
     """Whether a file of the repository is the item.
 
     Large files are known by their sha256, small ones by git's own hash.

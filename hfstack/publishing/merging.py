@@ -56,12 +56,12 @@ def merge(
     if not kind.adapter:
         raise ConfigError(f"--merge_adapter: {adapter} has no {ADAPTER_CONFIG}: leave it out")
 
-    merge_adapter(adapter, kind, folder)
+    write_merged(adapter, kind, folder)
     whole = detect_kind(folder, {})
     return replace(whole, name=kind.name), published_files(folder, whole, {})
 
 
-def merge_adapter(adapter: Path, kind: PublishedKind, folder: Path) -> tuple[int, dict[str, Any]]:
+def write_merged(adapter: Path, kind: PublishedKind, folder: Path) -> tuple[int, dict[str, Any]]:
     """Save the model that an adapter makes of its base, with the files beside it.
 
     Returns:

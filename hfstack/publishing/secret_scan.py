@@ -10,10 +10,9 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from hfstack.errors import ConfigError
-from hfstack.publishing.files import Item
-from hfstack.secret_rules import find_secrets, secrets_of_environment
+from hfstack.publishing.files import FileToPublish
+from hfstack.secret_rules import SHORTEST_VALUE, find_secrets, secrets_of_environment
 
-_SHORTEST = 8  # characters; shorter values turn up by chance
 _SCAN_BYTES = 1 << 20
 _OVERLAP_BYTES = 1 << 13  # longer than any secret that is known by its shape
 
@@ -24,7 +23,7 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
     They are what its environment names as one, and the saved token of the Hub.
     """
     found = secrets_of_environment(environment)
-    if (token := get_token()) and len(token) >= _SHORTEST and token not in found:
+    if (token := get_token()) and len(token) >= SHORTEST_VALUE and token not in found:
         found[token] = "the Hub token of this machine"
     return found
 
@@ -62,7 +61,7 @@ def find_secret(path: Path, secrets: Mapping[str, str]) -> str | None:
     return None
 
 
-def refuse_secrets(items: Iterable[Item], secrets: Mapping[str, str]) -> int:
+def refuse_secrets(items: Iterable[FileToPublish], secrets: Mapping[str, str]) -> int:
     """Scan every file that is to be published, and return how many there were.
 
     Raises:

@@ -15,17 +15,17 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
-    Item,
+    FileToPublish,
     PublishedKind,
     detect_kind,
     make_item,
     published_files,
-    read_json,
     refuse_pickles,
 )
 from hfstack.publishing.lineage import Chain, shorten_paths
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
+from hfstack.runs.model_folder import read_object
 from hfstack.runs.record import changed_output
 from hfstack.runs.record_forms import Publication, read_publication_file
 from hfstack.runs.rendering import PUBLICATION
@@ -104,7 +104,7 @@ def stage_files(
     card: str,
     picture: str | None,
     base: str,
-) -> list[Item]:
+) -> list[FileToPublish]:
     """Write what is made for the publication into a folder; return all items.
 
     Args:
@@ -128,7 +128,7 @@ def stage_files(
         write("curves.svg", picture)
 
     # an adapter's configuration that names a base that others have
-    config = read_json(files[ADAPTER_CONFIG]) if base else {}
+    config = read_object(files[ADAPTER_CONFIG]) if base else {}
     if base and config.get("base_model_name_or_path") != base:
         values = config | {"base_model_name_or_path": base}
         write(ADAPTER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False))
@@ -136,7 +136,7 @@ def stage_files(
 
 
 def write_publication(
-    items: list[Item],
+    items: list[FileToPublish],
     folder: Path,
     *,
     kind: PublishedKind,
@@ -144,7 +144,7 @@ def write_publication(
     repo: str,
     run_id: str,
     check: tuple[str, float] | None,
-) -> list[Item]:
+) -> list[FileToPublish]:
     """Write publication.json, which `verify` reads, and return the items with it.
 
     Args:

@@ -17,7 +17,7 @@ from hfstack.publishing.files import (
     make_item,
     refuse_pickles,
 )
-from hfstack.publishing.folder import folder_of, is_folder
+from hfstack.publishing.folder import folder_of, names_folder
 from hfstack.publishing.hub import HubRepo, check_name, transport
 from hfstack.publishing.hub_errors import describe, is_network
 from hfstack.publishing.staging import CARD, RUNS, read_publication
@@ -128,7 +128,7 @@ def _check_repo(publication: Publication, folder: Path, repo: str) -> None:
     published = publication.get("repo")
     if published is None:
         logger.warning("%s names no repository: an older hfstack wrote it", folder / PUBLICATION)
-    elif is_folder(repo) and is_folder(published):
+    elif names_folder(repo) and names_folder(published):
         # A folder is seen under several paths, as of a network file system.
         if folder_of(repo) != folder_of(published):
             logger.warning("it was published as %s", published)

@@ -13,7 +13,7 @@ from hfstack.reporting.charts import TOKEN_LOSS_RECIPES, make_charts
 from hfstack.reporting.runs import Report
 
 _WIDTH, _HEIGHT = 420, 250  # of one plot
-_COLUMNS = 2
+_PLOTS_ABREAST = 2
 _PLOTS_OF_THE_LAST = 4
 _DOTS_UP_TO_POINTS = 12
 # What a reader asks of a run first; the learning rate and the clocks come last.
@@ -57,7 +57,7 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
         return None
 
     recipes = dict.fromkeys(report.record.recipe for report in trained)
-    columns = min(_COLUMNS, len(panels))
+    columns = min(_PLOTS_ABREAST, len(panels))
     return draw_panels(
         f"Curves of {', '.join(recipes)}",
         panels,

@@ -187,7 +187,7 @@ def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
     Raises:
         DataError: a line is not such an object.
     """
-    lines = _read_text(path).split("\n")
+    lines = _text_of_artifact(path).split("\n")
     if may_be_incomplete:
         lines.pop()
 
@@ -210,7 +210,7 @@ def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
 
 
-def _read_text(path: Path) -> str:
+def _text_of_artifact(path: Path) -> str:
     """Return the text of an artifact, or raise DataError where it is none."""
     try:
         return path.read_text(encoding="utf-8")
@@ -242,7 +242,7 @@ def read_fillings(path: Path) -> dict[str, list[Any]]:
         DataError: a line is not a text with a mask and its candidates.
     """
     rows: list[list[Any]] = []
-    lines = _read_text(path).rstrip("\n").split("\n")
+    lines = _text_of_artifact(path).rstrip("\n").split("\n")
     for line_number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -22,7 +22,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from hfstack.disk import hash_file, hash_text, is_missing, retry_reading
+from hfstack.disk import HASHING_THREADS, hash_file, hash_text, is_missing, retry_reading
 from hfstack.errors import CheckpointError
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.shipped import ARCHITECTURES, find_shipped
@@ -31,7 +31,7 @@ RECIPE = "recipe"
 CODE = "code"
 
 # The settings of all recipes that name a model, a tokenizer, a template or a file of upstream's.
-PLACES = (
+INPUT_SETTINGS = (
     "model_name_or_path",
     "tokenizer_name_or_path",
     "reward_model",
@@ -54,12 +54,11 @@ _MODEL_FILES = (
     "*vocab*.json *vocab*.txt merges.txt bpe.codes *.model *.spm *.tiktoken processor_config.json"
 ).split()
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGE_BYTES = 64 << 20
 # A file that was written a moment ago may be written again within the same tick of the clock.
 _SETTLED_NS = 2_000_000_000
-_THREADS = 4
 
 
 def describe_inputs(
@@ -87,7 +86,7 @@ def describe_inputs(
     if recipe is not None and recipe.is_file():
         files.append((RECIPE, recipe))
 
-    for name in PLACES:
+    for name in INPUT_SETTINGS:
         value = values.get(name)
         for place in value if isinstance(value, list) else [value]:
             if not isinstance(place, str | Path) or not str(place):
@@ -148,7 +147,7 @@ def find_changes(
             continue
         if _same(first, second):
             continue
-        values = _say(first), _say(second)
+        values = _describe_entry(first), _describe_entry(second)
         if values[0] == values[1] and first is not None and second is not None:
             values = f"{values[0]}, {_digest(first)}", f"{values[1]}, {_digest(second)}"
         changes[name] = values
@@ -185,7 +184,7 @@ def refuse_changed_inputs(
     paths = {_name(entry): entry["path"] for entry in [*before.models, *now.models]}
     shown = []
     for name in refused[:3]:
-        why = f"of --{settings[name]}, " if settings[name] in PLACES else ""
+        why = f"of --{settings[name]}, " if settings[name] in INPUT_SETTINGS else ""
         shown.append(f"{paths[name]} ({why}{changes[name][0]} -> {changes[name][1]})")
     if len(refused) > 3:
         shown.append(f"{len(refused) - 3} more")
@@ -283,7 +282,7 @@ def _follow(place: str, revision: str | None) -> Iterator[Path | dict[str, Any]]
             yield path
             return
         if not path.is_dir():
-            if _HUB_ID.fullmatch(place):
+            if HUB_ID.fullmatch(place):
                 commit = _commit_of(place, revision)
                 yield {"path": place, "revision": revision, "commit": commit}
             return
@@ -352,7 +351,7 @@ def _describe_files(
             raise
 
     # Hashing releases the interpreter's lock, so threads read several files at once.
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
         found = list(pool.map(describe, named))
     return [
         {"setting": setting, **entry}
@@ -417,7 +416,7 @@ def _same(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
     return (old["bytes"], old["blake2b"]) == (new["bytes"], new["blake2b"])
 
 
-def _say(entry: Mapping[str, Any] | None) -> str:
+def _describe_entry(entry: Mapping[str, Any] | None) -> str:
     """Return what is known of a file in a few words."""
     if entry is None:
         return "not there"

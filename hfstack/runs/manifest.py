@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from hfstack.disk import (
+    HASHING_THREADS,
     atomic_write,
     file_names,
     flush_to_disk,
@@ -31,8 +32,9 @@ MANIFEST = "hfstack-manifest.json"
 # upstream's mark of a checkpoint that is being written
 INCOMPLETE = "checkpoint-is-incomplete.txt"
 STATE = "trainer_state.json"
+# upstream writes it beside each model: every setting is in it, tokens among them, in clear
+PICKLED_SETTINGS = "training_args.bin"
 _SCHEMA = 1
-_THREADS = 4
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,7 +62,7 @@ def write_manifest(
     """
     # Contents first, then the folders' lists of names, and only then the manifest.
     names = content_names(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
         described = list(pool.map(lambda name: _flush_and_describe(path / name), names))
     for folder in {path, *((path / name).parent for name in names)}:
         flush_to_disk(folder)
@@ -167,7 +169,7 @@ def differs_from_manifest(path: Path, step: int, deep: bool) -> str | None:
             raise
 
     # Hashing releases the interpreter's lock, so threads read several files at once.
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
         for name, found in zip(manifest.files, pool.map(digest, manifest.files), strict=True):
             if found != manifest.files[name][1]:
                 return f"{name} is not what was written (its blake2b differs)"

@@ -14,18 +14,18 @@ from hfstack.errors import CheckpointError
 from hfstack.runs.checkpoint_files import newest_checkpoint
 
 _CONFIG, _ADAPTER_CONFIG, _RUN_FILE = "config.json", "adapter_config.json", "run.json"
-_TASKS = {
+_USE_OF_TASK = {
     "TOKEN_CLS": "a tagger: hfstack run predict uses it",
     "QUESTION_ANS": "a model that answers by a span of a text: hfstack run predict uses it",
     "SEQ_CLS": "a classifier or a reward model",
     "SEQ_2_SEQ_LM": "an encoder-decoder: hfstack run predict uses it",
     "FEATURE_EXTRACTION": "an encoder, which generates no text",
 }
-_HEADS = {
+_USE_OF_HEAD = {
     "ForMaskedLM": "a masked language model: hfstack run generate fills its masks",
     "ForPreTraining": "a masked language model: hfstack run generate fills its masks",
-    "ForTokenClassification": _TASKS["TOKEN_CLS"],
-    "ForQuestionAnswering": _TASKS["QUESTION_ANS"],
+    "ForTokenClassification": _USE_OF_TASK["TOKEN_CLS"],
+    "ForQuestionAnswering": _USE_OF_TASK["QUESTION_ANS"],
     "ForMultipleChoice": "a model that chooses among answers, and generates no text",
 }
 
@@ -47,10 +47,10 @@ def find_causal_lm(name: str) -> str:
     if not path.is_dir():
         raise CheckpointError(f"{name} is a file: name its folder, {path.parent}")
     if (path / _ADAPTER_CONFIG).is_file():
-        refuse_other_adapter(name, _read(path / _ADAPTER_CONFIG))
+        refuse_other_adapter(name, read_object(path / _ADAPTER_CONFIG))
         return str(path)
     if (path / _CONFIG).is_file():
-        refuse_other_model(name, _read(path / _CONFIG))
+        refuse_other_model(name, read_object(path / _CONFIG))
         return str(path)
 
     checkpoint = newest_checkpoint(path)
@@ -74,9 +74,9 @@ def refuse_other_model(name: str, config: Mapping[str, Any]) -> None:
 
     found = None
     if config.get("is_encoder_decoder"):
-        found = _TASKS["SEQ_2_SEQ_LM"]
+        found = _USE_OF_TASK["SEQ_2_SEQ_LM"]
     for one in architectures:
-        head = next((text for ending, text in _HEADS.items() if one.endswith(ending)), None)
+        head = next((text for ending, text in _USE_OF_HEAD.items() if one.endswith(ending)), None)
         if one.endswith("ForSequenceClassification"):
             head = _describe_classifier(config)
         elif one.endswith("Model") and head is None:
@@ -91,9 +91,9 @@ def refuse_other_model(name: str, config: Mapping[str, Any]) -> None:
 def refuse_other_adapter(name: str, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError when an adapter is not that of a causal language model."""
     task = config.get("task_type")
-    if task in _TASKS:
+    if task in _USE_OF_TASK:
         raise CheckpointError(
-            f"{name} is the adapter of {_TASKS[task]}; a causal language model is needed"
+            f"{name} is the adapter of {_USE_OF_TASK[task]}; a causal language model is needed"
         )
 
 
@@ -123,7 +123,7 @@ def _suggest_neighbour(path: Path) -> str:
 def _describe_contents(path: Path) -> str:
     """Return what a folder without a model is, or holds."""
     if (path / _RUN_FILE).is_file():
-        record = _read(path / _RUN_FILE)
+        record = read_object(path / _RUN_FILE)
         return f": it is a run of {record.get('recipe')} that is {record.get('status')}"
 
     inside = sorted(entry.name for entry in path.iterdir())
@@ -137,12 +137,16 @@ def _describe_contents(path: Path) -> str:
     return f" (it has: {', '.join(inside[:8])})" if inside else ": it is empty"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; a CheckpointError where it is not a mapping."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not one.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON mapping")
+        raise CheckpointError(f"{path} is not a JSON object")
     return content

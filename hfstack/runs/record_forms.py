@@ -176,7 +176,7 @@ def read_trainer_state(path: Path, *, raises: type[HfstackError]) -> TrainerStat
         HfstackError: `raises`, naming file and field, where it is something else.
         OSError: it could not be read.
     """
-    return _read(path, TrainerState, raises=raises)
+    return _read_form(path, TrainerState, raises=raises)
 
 
 def read_publication_file(path: Path) -> Publication:
@@ -186,7 +186,7 @@ def read_publication_file(path: Path) -> Publication:
         CheckpointError: it names what the file has not.
         OSError: it could not be read.
     """
-    return _read(path, Publication, raises=CheckpointError)
+    return _read_form(path, Publication, raises=CheckpointError)
 
 
 def read_published_runs(path: Path) -> list[PublishedRun]:
@@ -196,10 +196,10 @@ def read_published_runs(path: Path) -> list[PublishedRun]:
         CheckpointError: it names what the file has not.
         OSError: it could not be read.
     """
-    return _read(path, list[PublishedRun], raises=CheckpointError)
+    return _read_form(path, list[PublishedRun], raises=CheckpointError)
 
 
-def _read(path: Path, form: Any, *, raises: type[HfstackError]) -> Any:
+def _read_form(path: Path, form: Any, *, raises: type[HfstackError]) -> Any:
     try:
         values = read_json(path.read_bytes())
     except ValueError as error:

@@ -31,7 +31,7 @@ Form = Literal["chat", "plain", "text"]
 
 _SAID = {"chat": "conversations", "plain": "plain text"}
 # What two tokenizers must encode alike: blanks, digits, accents, other scripts, a line break.
-_PROBE = "The owl's  two 12,5 été\n 狐狸 Über"
+_PROBE_TEXT = "The owl's  two 12,5 été\n 狐狸 Über"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rendering:
 def describe_rendering(tokenizer: PreTrainedTokenizerBase, form: Form) -> dict[str, str]:
     """Return what run.json says of rows of this form and this tokenizer."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    ids = tokenizer(_PROBE, verbose=False)["input_ids"]
+    ids = tokenizer(_PROBE_TEXT, verbose=False)["input_ids"]
     template = str(tokenizer.chat_template) if form == "chat" else ""
     digest = hash_text(repr((vocabulary, ids)))
     return asdict(Rendering(form, digest, hash_text(template) if template else ""))

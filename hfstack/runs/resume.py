@@ -33,7 +33,7 @@ ADAPTER_FOLDER = "adapter"
 _CLOCKS = ("_runtime", "_per_second")
 
 # What decides how many steps there are: with another value more may be left to take.
-_LENGTH = frozenset(
+_LENGTH_SETTINGS = frozenset(
     "max_steps num_train_epochs total_episodes per_device_train_batch_size train_batch_size "
     "gradient_accumulation_steps world_size".split()
 )
@@ -96,7 +96,7 @@ def choose_checkpoint(
     trained = None
     if before is not None and before.status != "finished":
         changed = changed_settings(before.settings, record.settings)
-        trained = find_trained(directory) if not _LENGTH & changed.keys() else None
+        trained = find_trained(directory) if not _LENGTH_SETTINGS & changed.keys() else None
 
     # Continuing needs a request, for who forgot an old run in the directory wants a new one.
     if asked is None and trained is not None:

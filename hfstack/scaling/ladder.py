@@ -35,10 +35,10 @@ LARGEST_RATE = 0.01
 LEAST_STEPS = 20
 """Optimizer steps below which a rung says nothing: the schedule would be all warm-up."""
 
-_WIDTHS = ("hidden_size", "n_embd", "d_model")
-_DEPTHS = ("num_hidden_layers", "n_layer")
-_HEADS = ("num_attention_heads", "n_head")
-_INNERS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
+_WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_DEPTH_FIELDS = ("num_hidden_layers", "n_layer")
+_HEAD_FIELDS = ("num_attention_heads", "n_head")
+_INNER_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
 _INNER_MULTIPLE = 32
 
 
@@ -306,7 +306,7 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
     """
     config = dict(template)
     fields = {}
-    for what, options in (("width", _WIDTHS), ("depth", _DEPTHS)):
+    for what, options in (("width", _WIDTH_FIELDS), ("depth", _DEPTH_FIELDS)):
         field = _find_field(config, options)
         if field is None:
             raise ConfigError(
@@ -317,7 +317,7 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
     config[fields["width"]] = width
 
     # attention: a Transformer
-    heads_field = _find_field(config, _HEADS)
+    heads_field = _find_field(config, _HEAD_FIELDS)
     if heads_field is not None:
         config[fields["depth"]] = max(2, round(width / WIDTH_PER_LAYER))
         heads = width // head_width(width)
@@ -329,7 +329,7 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
         if config.get("head_dim"):
             config["head_dim"] = head_width(width)
 
-    if (inner := _find_field(config, _INNERS)) is not None:
+    if (inner := _find_field(config, _INNER_FIELDS)) is not None:
         wanted = template[inner] / template[fields["width"]] * width
         config[inner] = max(1, math.ceil(wanted / _INNER_MULTIPLE - 1e-9)) * _INNER_MULTIPLE
 

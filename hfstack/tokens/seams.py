@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.tokens.chat import render_chat
 
-_PROBE = "xyzzy"  # what is looked for in a rendered conversation; no template writes it
+_MARKER = "xyzzy"  # what is looked for in a rendered conversation; no template writes it
 
 
 def encode_joined(
@@ -87,12 +87,12 @@ def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
 
     turns = [{"role": "user", "content": "hello"}]
     asked = str(render_chat(tokenizer, turns, tokenize=False, add_generation_prompt=True))
-    turns.append({"role": "assistant", "content": _PROBE})
+    turns.append({"role": "assistant", "content": _MARKER})
     answered = str(render_chat(tokenizer, turns, tokenize=False))
 
     if not answered.startswith(asked):
         return ""
-    between = answered[len(asked) :].partition(_PROBE)[0]
+    between = answered[len(asked) :].partition(_MARKER)[0]
     return between if between.isspace() else ""
 
 

@@ -27,7 +27,7 @@ from hfstack.runs.checkpoint_files import (
     rotate,
     size_bytes,
 )
-from hfstack.runs.manifest import MANIFEST, read_manifest_settings, write_manifest
+from hfstack.runs.manifest import MANIFEST, PICKLED_SETTINGS, read_manifest_settings, write_manifest
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes
@@ -35,7 +35,6 @@ from hfstack.training.examples import RecordRows
 
 logger = get_logger(__name__)
 
-_PICKLED_SETTINGS = "training_args.bin"
 _VISIBLE_S = 10  # how long a network file system may take to show what another node wrote
 
 # What an optimizer's saved state brings along although the settings name another value now.
@@ -214,7 +213,7 @@ class KeepCheckpoints(TrainerCallback):
         _see_every_part(path, args)
 
         if args.should_save:
-            (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
+            (path / PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
             name_magnitudes(path)
             if kind_of_shards(path) == "fsdp" and not (path / "config.json").exists():
                 # the Trainer saves FSDP's shards and not what they are
@@ -304,7 +303,7 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     # while a process is still saving, its folder also holds files of names that pass
     torch.distributed.barrier()
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {
-        _PICKLED_SETTINGS
+        PICKLED_SETTINGS
     }
 
     seen: list[Any] = [None] * args.world_size

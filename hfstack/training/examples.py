@@ -127,19 +127,23 @@ def _describe_batch(
         tokens, marks = row[here].tolist(), trained[here].tolist()
         how_many = f", {sum(marks)} trained" if of_tokens or of_completion else ""
         lines.append(f"{len(tokens)} tokens{how_many}")
-        lines += [f"  {kind:<8} {_quoted(text)}" for kind, text in _parts(tokens, marks, tokenizer)]
+        lines += [
+            f"  {kind:<8} {_quoted(text)}" for kind, text in _stretches(tokens, marks, tokenizer)
+        ]
         if of_tokens:
             lines += _labels_of_tokens(tokens, labels[index][here].tolist(), tokenizer, names)
         if "start_positions" in batch:
             start, end = (int(batch[f"{name}_positions"][index]) for name in ("start", "end"))
-            lines.append(f"  answer   {_quoted(_decode(tokenizer, row[start : end + 1].tolist()))}")
+            lines.append(
+                f"  answer   {_quoted(_decode_all(tokenizer, row[start : end + 1].tolist()))}"
+            )
 
     if isinstance(labels, torch.Tensor) and not of_tokens:
         lines += _labels_of_rows(labels, tokenizer, names)
     return lines
 
 
-def _parts(
+def _stretches(
     tokens: list[int], marks: list[bool], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[str, str]]:
     """Yield ("read" or "trained", text) for each stretch of tokens of one kind."""
@@ -147,7 +151,7 @@ def _parts(
     for mark, stretch in groupby(marks):
         end += len(list(stretch))
         # Decoded with what stands before it: alone it would lose the blank it begins with.
-        whole = _decode(tokenizer, tokens[:end])
+        whole = _decode_all(tokenizer, tokens[:end])
         yield "trained" if mark else "read", whole[len(before) :]
         before = whole
 
@@ -170,8 +174,8 @@ def _labels_of_tokens(
     # Classes of tokens are few and named; the labels of masked tokens are tokens.
     are_classes = len(names) > 2 and all(label in names for _, label in pairs)
     shown = [
-        f"{_decode(tokenizer, [token]).strip()} -> "
-        f"{names[label] if are_classes else _decode(tokenizer, [label]).strip()}"
+        f"{_decode_all(tokenizer, [token]).strip()} -> "
+        f"{names[label] if are_classes else _decode_all(tokenizer, [label]).strip()}"
         for token, label in pairs
     ]
     return [f"  labels   {', '.join(shown)}"]
@@ -185,7 +189,7 @@ def _labels_of_rows(
     for row in labels:
         if row.dim() == 1 and not row.is_floating_point():
             kept = [token for token in row.tolist() if token != IGNORED_LABEL]
-            lines.append(f"  trained  {_quoted(_decode(tokenizer, kept))}")
+            lines.append(f"  trained  {_quoted(_decode_all(tokenizer, kept))}")
         elif row.dim() == 0 and not row.is_floating_point():
             lines.append(f"  label    {names.get(int(row), int(row))}")
         else:
@@ -193,7 +197,7 @@ def _labels_of_rows(
     return lines
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+def _decode_all(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

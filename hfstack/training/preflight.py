@@ -81,7 +81,7 @@ def checked(
     if rows:
         first: Any = tokenizer.bos_token_id
         first = tokenizer.cls_token_id if first is None else first
-        ids = [_numbers(row["input_ids"]) for row in rows]
+        ids = [_as_list(row["input_ids"]) for row in rows]
         results["no doubled first token"] = no_double_bos(ids, first)
 
     preflight(results)
@@ -100,7 +100,7 @@ def label_problems(rows: Any, classes: int) -> Problems:
     Args:
         rows: a dataset whose rows have `labels`, (T,) each.
     """
-    labels = [_numbers(row["labels"]) for row in _first_encoded_rows(rows)]
+    labels = [_as_list(row["labels"]) for row in _first_encoded_rows(rows)]
     scored = (label for row in labels for label in row if label != IGNORED_LABEL)
     return {
         "some label is scored": some_label_is_scored([list(chain.from_iterable(labels))]),
@@ -215,8 +215,8 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
 def _rows_to_compare(rows: Any) -> Iterator[tuple[int, ...]]:
     """Yield the token ids of the first rows."""
     for index in range(min(COMPARED_ROWS, len(rows))):
-        yield tuple(_numbers(rows[index]["input_ids"]))
+        yield tuple(_as_list(rows[index]["input_ids"]))
 
 
-def _numbers(values: Any) -> list[int]:
+def _as_list(values: Any) -> list[int]:
     return values.tolist() if isinstance(values, torch.Tensor) else list(values)

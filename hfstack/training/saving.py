@@ -22,16 +22,16 @@ from trl import ModelConfig
 
 from hfstack.logs import get_logger
 from hfstack.models.adapters import merge_adapter, name_magnitudes
-from hfstack.models.saved import Logits, Reader, compare_with_saved, read_logits
+from hfstack.models.saved import ProbeLogits, Reader, compare_with_saved, read_logits
 from hfstack.runs.checkpoint_files import STATE
 from hfstack.runs.environment import is_sharded
+from hfstack.runs.manifest import PICKLED_SETTINGS
 from hfstack.runs.processes import decide_on_first
 from hfstack.runs.resume import ADAPTER_FOLDER
 from hfstack.runs.run import Run
 
 logger = get_logger(__name__)
 
-_PICKLED_SETTINGS = "training_args.bin"
 _IN_SHARDS = (
     "the weights are in shards, and no process may have room for a second whole copy; "
     "merge_checkpoint compares the model that it makes of them"
@@ -165,11 +165,17 @@ def _save_model(trainer: Trainer, folder: Path) -> None:
     if trainer.args.should_save:
         name_magnitudes(folder)
         # every setting is in it, tokens among them, in clear
-        (folder / _PICKLED_SETTINGS).unlink(missing_ok=True)
+        (folder / PICKLED_SETTINGS).unlink(missing_ok=True)
 
 
 def _check(
-    run: Run, trainer: Trainer, trained: Logits, model: Any, read: Reader, *, merged: bool = False
+    run: Run,
+    trainer: Trainer,
+    trained: ProbeLogits,
+    model: Any,
+    read: Reader,
+    *,
+    merged: bool = False,
 ) -> None:
     """Compare on the first process, and record the result or raise on all of them."""
     found = decide_on_first(

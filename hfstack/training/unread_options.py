@@ -22,7 +22,7 @@ _NO_LOADER = "prompts are read by their row number, without worker processes"
 _OWN_MEAN = "the loss is a mean over all processes in any case"
 
 # no recipe reads these
-_EVERYWHERE = {
+_UNREAD_BY_ALL = {
     "do_train": _SCRIPTS,
     "do_predict": _SCRIPTS,
     "hub_strategy": _PUSHES,
@@ -53,7 +53,7 @@ _BY_TRAINER: dict[str, dict[str, str]] = {
 
 # The trainer of ppo, rloo and grpo has a loader, a training step and an evaluation of its own.
 PPO_UNREAD = {
-    **_EVERYWHERE,
+    **_UNREAD_BY_ALL,
     **_OF_PREDICTIONS,
     **_OF_PAIRS,
     "train_sampling_strategy": "prompts are shuffled by --data_seed",
@@ -94,7 +94,7 @@ def refuse_unread_of(trainer: Trainer) -> None:
     Raises:
         ConfigError: naming the first such option.
     """
-    unread = dict(_EVERYWHERE)
+    unread = dict(_UNREAD_BY_ALL)
     if trainer.compute_metrics is None and not isinstance(trainer, Seq2SeqTrainer):
         unread |= _OF_PREDICTIONS
     for upstream in type(trainer).__mro__:

@@ -62,7 +62,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     """Run the recipe in this process's launcher with a plan; return the code, the lines said, the
     starts' flags.
     """
-    monkeypatch.setattr(retrying, "_PAUSES_S", (0, 0.01, 0.02))
+    monkeypatch.setattr(retrying, "_PAUSES_BETWEEN_STARTS_S", (0, 0.01, 0.02))
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(RECIPE)
 

@@ -7,7 +7,7 @@ import pytest
 
 from hfstack.feedback.annotators import annotator_rows
 from hfstack.feedback.exchange import read_exchange, to_argilla, to_label_studio
-from hfstack.feedback.export import Judged, Vote, export_rows
+from hfstack.feedback.export import JudgedItem, Vote, export_rows
 from hfstack.feedback.kinds import Item
 from hfstack.tasks.preferences.data import to_labels, to_pairs
 
@@ -22,8 +22,8 @@ def votes(*verdicts: Any, role: str = "turn") -> list[Vote]:
     ]
 
 
-def judged(*verdicts: Any, **changes: Any) -> Judged:
-    return Judged(Item("p", ["a", "b"]), votes(*verdicts), **changes)
+def judged(*verdicts: Any, **changes: Any) -> JudgedItem:
+    return JudgedItem(Item("p", ["a", "b"]), votes(*verdicts), **changes)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_left_out_on_demand() -> None:
 
 
 def test_hidden_checks_and_repeats_are_no_rows() -> None:
-    gold = Judged(Item("g", ["a", "b"], gold={"choice": 0}), votes(FIRST, role="gold"))
+    gold = JudgedItem(Item("g", ["a", "b"], gold={"choice": 0}), votes(FIRST, role="gold"))
     again = judged(FIRST)
     again.votes += votes(SECOND, role="repeat")
     rows, counts = export_rows("pairs", [gold, again])
@@ -81,7 +81,9 @@ def test_hidden_checks_and_repeats_are_no_rows() -> None:
 
 
 def test_every_other_kind_is_read_by_the_preference_readers() -> None:
-    ranked = Judged(Item("p", ["a", "b", "c"]), votes({"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]}))
+    ranked = JudgedItem(
+        Item("p", ["a", "b", "c"]), votes({"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]})
+    )
     rows, _ = export_rows("ranking", [ranked])
     # mean ranks 1.5, 1.5 and 2.5
     assert rows[0]["ranks"] == [1, 1, 2]
@@ -90,7 +92,7 @@ def test_every_other_kind_is_read_by_the_preference_readers() -> None:
 
     good, bad, neither = ({"label": label} for label in (True, False, None))
     thumbs = [
-        Judged(Item("p", [answer]), votes(*given))
+        JudgedItem(Item("p", [answer]), votes(*given))
         for answer, given in {"x": [good], "y": [bad, bad, good], "z": [good, neither]}.items()
     ]
     rows, counts = export_rows("thumbs", thumbs)
@@ -98,14 +100,14 @@ def test_every_other_kind_is_read_by_the_preference_readers() -> None:
     assert labels == {"x": True, "y": False} and counts.left_out_ties == 1
 
     rated = [
-        Judged(Item("p", ["x"]), votes({"scales": {"kind": 5, "true": 3}})),
-        Judged(Item("p", ["y"]), votes({"scales": {"kind": 1, "true": 3}})),
+        JudgedItem(Item("p", ["x"]), votes({"scales": {"kind": 5, "true": 3}})),
+        JudgedItem(Item("p", ["y"]), votes({"scales": {"kind": 1, "true": 3}})),
     ]
     rows, _ = export_rows("ratings", rated)
     assert [row["rating"] for row in rows] == [4, 2]
     assert [row["chosen"] for row in to_pairs(rows)] == ["x"]
 
-    corrected = Judged(Item("p", ["x"]), votes({"text": "better"}))
+    corrected = JudgedItem(Item("p", ["x"]), votes({"text": "better"}))
     rows, _ = export_rows("correction", [corrected])
     assert rows == [{"prompt": "p", "completion": "better", "original": "x"}]
 
@@ -118,7 +120,7 @@ def test_the_table_of_annotators() -> None:
         bodies = [{"order": order, "seconds": 2}, {"order": order, "seconds": 4}]
         verdicts = [{"choice": order[0], "strength": 1}, FIRST]
         rows.append(
-            Judged(
+            JudgedItem(
                 Item("p", ["a", "b"]),
                 [
                     Vote(name, "turn", verdict, body, number=place)
@@ -127,7 +129,7 @@ def test_the_table_of_annotators() -> None:
             )
         )
     gold = Item("g", ["a", "b"], gold={"choice": 0})
-    rows.append(Judged(gold, [Vote("a", "gold", FIRST, {}, number=20)]))
+    rows.append(JudgedItem(gold, [Vote("a", "gold", FIRST, {}, number=20)]))
     rows[0].votes.append(Vote("side", "repeat", SECOND, {}, number=20))
     side, always_a = annotator_rows("pairs", rows, {"side": "A1", "a": "A2"})
     assert side[:5] == ["A1", 20, 0, 0, 2] and always_a[:5] == ["A2", 20, 0, 0, 4]
@@ -153,7 +155,7 @@ def test_judgements_come_back_from_the_json_of_others(tmp_path, kind: str, write
     from hfstack.errors import DataError
 
     answers = ["a", "b"] if kind in ("pairs", "ranking") else ["a"]
-    rows = [Judged(Item("p", answers), votes(*CASES[kind]))]
+    rows = [JudgedItem(Item("p", answers), votes(*CASES[kind]))]
     names = {"person 0": "A1", "person 1": "A2"}
     if kind == "ranking" and write is to_label_studio:
         with pytest.raises(DataError, match="rankings have no form"):

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hfstack.errors import ConfigError, HubError
-from hfstack.publishing.files import Item, make_item
+from hfstack.publishing.files import FileToPublish, make_item
 from hfstack.publishing.hub import (
     HubRepo,
     check_pushed,
@@ -32,7 +32,7 @@ __all__ = ["hub"]
 
 
 @pytest.fixture
-def items(tmp_path: Path) -> list[Item]:
+def items(tmp_path: Path) -> list[FileToPublish]:
     """A small text and a large file."""
     (tmp_path / "config.json").write_text('{"a": 1}')
     (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 400)
@@ -48,7 +48,7 @@ def paths(hub: Hub, revision: str = "main") -> set[str]:
     return set(hub.repo("alice/model").head(revision).files)
 
 
-def test_a_push_is_one_commit_that_can_be_read_back(hub: Hub, items: list[Item]):
+def test_a_push_is_one_commit_that_can_be_read_back(hub: Hub, items: list[FileToPublish]):
     where = target(hub)
     parent = prepare_repo(where)
     sha = push(where, items, parent=parent, message="Publish")
@@ -62,7 +62,7 @@ def test_a_push_is_one_commit_that_can_be_read_back(hub: Hub, items: list[Item])
     assert push(where, items, parent=sha, message="again") == sha, "nothing new is no commit"
 
 
-def test_large_files_go_in_parts(items: list[Item], hub: Hub):
+def test_large_files_go_in_parts(items: list[FileToPublish], hub: Hub):
     hub.part_bytes = 40_000
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
@@ -72,7 +72,7 @@ def test_large_files_go_in_parts(items: list[Item], hub: Hub):
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("place", ["POST .*/commit/", "POST .*/preupload/", "PUT /lfs/"])
-def test_what_passes_is_waited_for(hub: Hub, items: list[Item], status: int, place: str):
+def test_what_passes_is_waited_for(hub: Hub, items: list[FileToPublish], status: int, place: str):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail(place, status, headers={"Retry-After": "1"})
@@ -83,7 +83,7 @@ def test_what_passes_is_waited_for(hub: Hub, items: list[Item], status: int, pla
 
 
 @pytest.mark.parametrize("place", ["POST .*/commit/", "PUT /lfs/"])
-def test_a_broken_connection_is_tried_again(hub: Hub, items: list[Item], place: str):
+def test_a_broken_connection_is_tried_again(hub: Hub, items: list[FileToPublish], place: str):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail(place, "drop")
@@ -94,7 +94,7 @@ def test_a_broken_connection_is_tried_again(hub: Hub, items: list[Item], place: 
     )
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: Hub, items: list[Item]):
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: Hub, items: list[FileToPublish]):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail("POST .*/commit/", "drop", after=True)
@@ -104,7 +104,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: Hub, items: list[
 
 
 def test_a_server_that_stays_broken_ends_in_one_line_and_leaves_main_alone(
-    hub: Hub, items: list[Item]
+    hub: Hub, items: list[FileToPublish]
 ):
     where = target(hub)
     parent = prepare_repo(where)
@@ -123,7 +123,7 @@ def test_a_server_that_stays_broken_ends_in_one_line_and_leaves_main_alone(
     )
 
 
-def test_somebody_elses_push_in_between_is_kept(hub: Hub, items: list[Item]):
+def test_somebody_elses_push_in_between_is_kept(hub: Hub, items: list[FileToPublish]):
     where = target(hub)
     parent = prepare_repo(where)
     theirs = hub.put(hub.repo("alice/model"), "main", "theirs", {"notes.txt": hub.store(b"mine")})
@@ -132,7 +132,7 @@ def test_somebody_elses_push_in_between_is_kept(hub: Hub, items: list[Item]):
     assert hub.repo("alice/model").refs["main"] == theirs and paths(hub) == {"notes.txt"}
 
 
-def test_a_file_that_differs_after_the_push_is_found(hub: Hub, items: list[Item]):
+def test_a_file_that_differs_after_the_push_is_found(hub: Hub, items: list[FileToPublish]):
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
     hub.repo("alice/model").commits[sha].files["config.json"] = hub.store(b'{"a": 2}')
@@ -144,7 +144,7 @@ def test_a_file_that_differs_after_the_push_is_found(hub: Hub, items: list[Item]
 
 
 def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(
-    hub: Hub, items: list[Item]
+    hub: Hub, items: list[FileToPublish]
 ):
     where = target(hub)
     parent = prepare_repo(where)
@@ -171,7 +171,7 @@ def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(
 
 
 def test_an_endpoint_without_xet_is_served_by_lfs(
-    hub: Hub, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    hub: Hub, items: list[FileToPublish], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     where = target(hub)
@@ -184,14 +184,14 @@ def test_an_endpoint_without_xet_is_served_by_lfs(
         assert not xet and constants.HF_HUB_DISABLE_XET
 
 
-def test_a_branch_is_made_and_main_stays(hub: Hub, items: list[Item]):
+def test_a_branch_is_made_and_main_stays(hub: Hub, items: list[FileToPublish]):
     where = target(hub, branch="checkpoints")
     sha = push(where, items, parent=prepare_repo(where), message="step 10")
     assert paths(hub) == set() and paths(hub, "checkpoints") == {"config.json", "model.safetensors"}
     assert prepare_repo(where) == sha
 
 
-def test_old_files_go_with_the_same_commit(hub: Hub, items: list[Item]):
+def test_old_files_go_with_the_same_commit(hub: Hub, items: list[FileToPublish]):
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
     push(where, items[:1], parent=sha, message="smaller", delete=["model.safetensors"])
@@ -242,7 +242,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: Hub):
     ("status", "words"),
     [(401, "token is not valid"), (403, "may not do that"), (404, "private, missing")],
 )
-def test_refusals_of_the_server_are_one_line(hub: Hub, items: list[Item], status: int, words: str):
+def test_refusals_of_the_server_are_one_line(
+    hub: Hub, items: list[FileToPublish], status: int, words: str
+):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail("POST .*/commit/", status)
@@ -280,7 +282,7 @@ def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path):
 
 
 def test_what_was_pushed_is_not_read_from_this_machines_cache(
-    hub: Hub, items: list[Item], tmp_path: Path
+    hub: Hub, items: list[FileToPublish], tmp_path: Path
 ):
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")

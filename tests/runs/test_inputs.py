@@ -158,7 +158,7 @@ def test_the_table_names_every_recipe_that_trains_and_every_setting_that_names_a
             named = {name for name in names if name.endswith(("_path", "_model"))}
             # switches, the name of a metric
             named -= {"save_only_model", "sync_ref_model", "metric_for_best_model"}
-            assert named <= set(inputs.PLACES), path.stem
+            assert named <= set(inputs.INPUT_SETTINGS), path.stem
             assert set(TRAINING[path.stem]) <= names
 
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from ftfy.fixes import fix_surrogates
 
-Kind = Literal["prose", "literal", "code", "json"]
+PartKind = Literal["prose", "literal", "code", "json"]
 CODE_KINDS = ("code", "json")
 
 
@@ -40,7 +40,7 @@ class TextPart:
     """
 
     text: str
-    kind: Kind
+    kind: PartKind
 
 
 class _Fence(NamedTuple):
@@ -145,7 +145,23 @@ _FIRST_WORDS = frozenset(
     "call use type allocate print if elif else while for with except try finally class def case "
     "default using break continue begin do then fi done esac loop".split()
 )
-_MARKS = ("=", "(", "{", "[", "<", "#", "@", "$", ";", "\\", "import ", ":\n", "_", "end ", "END ")
+_CODE_MARKS = (
+    "=",
+    "(",
+    "{",
+    "[",
+    "<",
+    "#",
+    "@",
+    "$",
+    ";",
+    "\\",
+    "import ",
+    ":\n",
+    "_",
+    "end ",
+    "END ",
+)
 _SAMPLED_LINES = 400
 _PYTHON_CHARACTERS = 4_000_000
 
@@ -159,7 +175,7 @@ _COMPONENT = re.compile(r"\s*<(?:template|script\s+(?:setup|lang)\b[^<>]*)>", re
 _INDENTED = re.compile(
     r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n(?=[ \t]*\n|    |\t))+"
 )
-_LANGUAGES = frozenset(
+_PROGRAMMING_LANGUAGES = frozenset(
     "ada asm awk bash bat c c# c++ cl clj clojure cmake cpp cs csharp css cu cuda cxx cython "
     "d dart diff dockerfile elixir elm erl erlang ex f90 fish fortran fsharp gdscript glsl go "
     "golang gradle graphql groovy h haskell hcl hlsl hpp hs ini java javascript jinja jl js "
@@ -174,7 +190,7 @@ _YAML_KEY = re.compile(r"(?:- )*[\w.\"'$/-]+:(?:\s|$)")
 _SNAKE_KEY = re.compile(r"[a-z]+(?:_[a-z0-9]+)+:(?:\s|$)")
 _YAML_OTHER = re.compile(r"- \S|---$|\.\.\.$|[|>]")
 _SECTION = re.compile(r"\[\[?[\w.\"' :-]+\]\]?\s*(?:#.*)?$")
-_ASSIGNED = re.compile(r"[\w.\"'-]+\s*[=:]\s*\S?")
+_ASSIGNMENT = re.compile(r"[\w.\"'-]+\s*[=:]\s*\S?")
 _TARGET = re.compile(r"^[\w./%$(){} -]+:(?![=:/])[^.?!]*\n\t", re.MULTILINE)
 
 
@@ -194,7 +210,7 @@ def split_parts(text: str) -> list[TextPart]:
 
 def code_kind(text: str) -> Literal["code", "json"] | None:
     """Return what code a text is, by the rules of this file, or None."""
-    if not any(mark in text for mark in _MARKS):
+    if not any(mark in text for mark in _CODE_MARKS):
         return None
 
     start = text.lstrip("\ufeff \t\r\n")[:1]
@@ -305,7 +321,7 @@ def _sample_lines(text: str) -> list[str]:
 
 def _is_configuration(text: str, lines: list[str]) -> bool:
     """Return whether the lines are YAML's, TOML's, INI's or a Makefile's."""
-    assigned = sum(1 for line in lines if _ASSIGNED.match(line))
+    assigned = sum(1 for line in lines if _ASSIGNMENT.match(line))
     if assigned >= 0.5 * len(lines) and _is_toml(text):
         return True
     if len(lines) < 3:
@@ -366,7 +382,9 @@ def _split_fences(text: str) -> list[TextPart]:
     position = 0
     for fence in _find_fences(text):
         block = text[fence.inside : fence.closing]
-        kind = code_kind(block) or ("code" if fence.language in _LANGUAGES else "literal")
+        kind = code_kind(block) or (
+            "code" if fence.language in _PROGRAMMING_LANGUAGES else "literal"
+        )
         parts += [
             TextPart(text[position : fence.start], "prose"),
             TextPart(text[fence.start : fence.inside], "literal"),

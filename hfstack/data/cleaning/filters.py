@@ -36,12 +36,12 @@ UNSPACED_SCRIPTS = (
 )
 _UNSPACED_CHARACTER = re.compile(f"[{UNSPACED_SCRIPTS}]")
 # vowel signs, which \w leaves out
-_MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
-_COMBINING_MARK = re.compile(f"[{_MARKS}]")
+_MARK_RANGES = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
+_COMBINING_MARK = re.compile(f"[{_MARK_RANGES}]")
 # this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
 _UNIT_ASCII = re.compile("[a-z0-9]+")
 _UNIT = re.compile(f"[{UNSPACED_SCRIPTS}]|[^\\W_{UNSPACED_SCRIPTS}]+")
-_UNIT_MARKED = re.compile(f"[{UNSPACED_SCRIPTS}]|(?:[^\\W_{UNSPACED_SCRIPTS}]|[{_MARKS}])+")
+_UNIT_MARKED = re.compile(f"[{UNSPACED_SCRIPTS}]|(?:[^\\W_{UNSPACED_SCRIPTS}]|[{_MARK_RANGES}])+")
 _UNITS_PER_WORD = 2  # the average Chinese word in running text has between 1.5 and 2 characters
 # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -98,17 +98,17 @@ def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
     while total_length < length:
         if length & runs_length:
             piece = runs[total_length : total_length + count]
-            total = piece if total is None else _join(total, piece)
+            total = piece if total is None else _hash_pairs(total, piece)
             total_length += runs_length
         if total_length < length:
-            runs = _join(runs[:-runs_length], runs[runs_length:])
+            runs = _hash_pairs(runs[:-runs_length], runs[runs_length:])
             runs_length *= 2
 
     assert total is not None
     return total
 
 
-def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _hash_pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Hash pairs of hashes: all (N,) uint64, where arithmetic wraps."""
     both = left * _MULTIPLIER + right
     both ^= both >> np.uint64(29)

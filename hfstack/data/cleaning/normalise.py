@@ -185,7 +185,7 @@ def _open_pre(part: TextPart) -> list[TextPart]:
             break
 
         searched = closing.end()
-        shown = _TAG.sub("", part.text[opening.end() : closing.start()])
+        shown = _HTML_TAG.sub("", part.text[opening.end() : closing.start()])
         shown = _ENTITY.sub(_resolve_entity, shown)
         if kind := code_kind(shown):
             pieces += [
@@ -288,7 +288,7 @@ _BLOCK_TAGS = (
     "object ol optgroup option p param picture pre section select source summary svg table "
     "tbody td textarea tfoot th thead title tr track ul video audio gallery poem"
 )
-_TAG = re.compile(
+_HTML_TAG = re.compile(
     rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE
 )
 _INLINE = frozenset(_INLINE_TAGS.split())
@@ -387,7 +387,7 @@ def _remove_html(text: str) -> str:
                 text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
             )
 
-    return _TAG.sub(lambda tag: "" if tag[1].lower() in _INLINE else "\n", text)
+    return _HTML_TAG.sub(lambda tag: "" if tag[1].lower() in _INLINE else "\n", text)
 
 
 def _remove_wiki(text: str) -> str:

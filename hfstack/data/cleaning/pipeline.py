@@ -17,7 +17,7 @@ from hfstack.data.cleaning.normalise import normalise_parts
 from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
 from hfstack.errors import ConfigError, DataError
 
-_EXAMPLES = 2  # of each reason
+_EXAMPLES_OF_EACH = 2  # of each reason
 _EXAMPLE_CHARACTERS = 60
 
 
@@ -87,7 +87,7 @@ class CleaningReport:
         self.dropped[name] += 1
 
         examples = self.examples.setdefault(name, [])
-        if len(examples) < _EXAMPLES:
+        if len(examples) < _EXAMPLES_OF_EACH:
             start = " ".join(text[: 4 * _EXAMPLE_CHARACTERS].split())[:_EXAMPLE_CHARACTERS]
             examples.append(mask_pii(f"{detail}: {start}" if detail else start, PII_KINDS)[0])
 

@@ -257,9 +257,9 @@ def pack(
     folder = Path(cache_dir) / _cache_key(
         tokenizer, data_hash, block_size=block_size, drop_last=drop_last
     )
-    if not _is_whole(folder):
+    if not _is_undamaged(folder):
         with _one_process_only(folder):
-            if not _is_whole(folder):
+            if not _is_undamaged(folder):
                 if folder.is_dir():
                     logger.warning("packed data in %s is damaged: packing it again", folder)
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
@@ -372,7 +372,7 @@ def _one_process_only(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_undamaged(folder: Path) -> bool:
     """Return whether packed data is there, and undamaged by its digest.
 
     Hashing the tokens takes less time than hashing their text does.

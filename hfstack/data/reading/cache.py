@@ -149,7 +149,7 @@ def _fill_cache(
         unfinished.mkdir()
         quarantine = unfinished / "quarantine.jsonl"
         rows = read(quarantine_file=quarantine, columns=columns, report=report)
-        _write_arrow(rows, unfinished, _Columns(name, columns, report))
+        _write_arrow(rows, unfinished, _ColumnWriter(name, columns, report))
 
         digest = {"blake2b": fingerprint(unfinished / "rows.arrow")["blake2b"]}
         (unfinished / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
@@ -159,7 +159,7 @@ def _fill_cache(
     return report
 
 
-def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, columns: "_Columns") -> None:
+def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, columns: "_ColumnWriter") -> None:
     """Write rows to `folder/rows.arrow` in the stream format, in bounded memory.
 
     The type of a column may widen on the way (nulls, then text; integers, then a float): each
@@ -201,7 +201,7 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, columns: "_Column
 
 
 def _join_parts(
-    parts: list[Path], whole: Path, schema: pyarrow.Schema, columns: "_Columns"
+    parts: list[Path], whole: Path, schema: pyarrow.Schema, columns: "_ColumnWriter"
 ) -> bool:
     """Rewrite the parts of a table as one file of one schema.
 
@@ -225,7 +225,7 @@ def _join_parts(
     return True
 
 
-class _Columns:
+class _ColumnWriter:
     """The columns of a table while it is written.
 
     One that nothing reads is left out where no column of Arrow can hold it; one that is read is an

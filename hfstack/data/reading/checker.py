@@ -11,7 +11,7 @@ from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.read_report import ReadReport
 
 # key orders, and paths inside objects: data must not be able to fill the memory
-_MOST_REMEMBERED = 10_000
+_MOST_SHAPES = 10_000
 
 _VALUE_KINDS = {
     str: "text",
@@ -65,7 +65,7 @@ def _is_odd(value: Any) -> bool:
     return type(value) is int and not -(1 << 63) <= value < 1 << 63
 
 
-def _shorten(number: float) -> str:
+def _shorten_number(number: float) -> str:
     text = str(number)
     return text if len(text) <= 24 else f"{text[:20]}... of {len(text)} digits"
 
@@ -181,7 +181,7 @@ class RowChecker:
 
         for column, why in unread.items():
             self.report.leave_out(column, why)
-        if len(self._kinds) < _MOST_REMEMBERED:
+        if len(self._kinds) < _MOST_SHAPES:
             self._kinds.update(found)
 
         nulls = [column for column, value in row.items() if value is None]
@@ -191,7 +191,7 @@ class RowChecker:
 
         # Lists and objects of the same type may differ inside, so only flat rows are remembered.
         is_flat = not nulls and not {list, dict, *UNFIT} & set(shape[len(row) :])
-        if is_flat and len(self.accepted) < _MOST_REMEMBERED:
+        if is_flat and len(self.accepted) < _MOST_SHAPES:
             self.accepted.add(shape)
 
         return None
@@ -231,7 +231,7 @@ class RowChecker:
         if kind in _NUMBER_KINDS and _is_odd(value):
             return BadRow(
                 "number too large",
-                f"column {path!r} holds {_shorten(value)}, which 64 bits cannot hold",
+                f"column {path!r} holds {_shorten_number(value)}, which 64 bits cannot hold",
             )
         if kind == "object" and (key := _odd_key(value)):
             return BadRow("broken character", f"{path!r} has a key {key}")

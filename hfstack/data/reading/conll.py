@@ -19,7 +19,7 @@ _BLANKS = re.compile(r"[ \t]+")  # others, such as the wide blank of Chinese, ar
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _LineColumns:
     """How many columns lines have, which hold words and tags, and the tags."""
 
     width: int
@@ -112,16 +112,16 @@ def _tag_columns(words: list[list[str]]) -> list[int]:
     ]
 
 
-def _find_columns(head: list[str]) -> _Columns:
+def _find_columns(head: list[str]) -> _LineColumns:
     return _columns_of(_lines_of_words(head))
 
 
-def _columns_of(words: list[list[str]]) -> _Columns:
+def _columns_of(words: list[list[str]]) -> _LineColumns:
     """Return which columns hold words and tags: as a rule the first and the last."""
     width = Counter(map(len, words)).most_common(1)[0][0] if words else 0
     words = [cells for cells in words if len(cells) == width]
     if width < 2:
-        return _Columns(width, 0, 0, frozenset())
+        return _LineColumns(width, 0, 0, frozenset())
 
     found = _tag_columns(words)
     tags = width - 1 if not found or width - 1 in found else found[0]
@@ -131,10 +131,10 @@ def _columns_of(words: list[list[str]]) -> _Columns:
     place = 1 if numbered and any(cells[0] == "1" for cells in words) else 0
     if place == tags:
         place = width - 1
-    return _Columns(width, place, tags, frozenset(cells[tags] for cells in words))
+    return _LineColumns(width, place, tags, frozenset(cells[tags] for cells in words))
 
 
-def _problem(number: int, cells: list[str], columns: _Columns) -> BadRow | None:
+def _problem(number: int, cells: list[str], columns: _LineColumns) -> BadRow | None:
     """Say what is wrong with the line of a word, or None."""
     if columns.width < 2:
         return BadRow("ragged row", f"line {number} has a word without a tag: {cells[0][:40]!r}")
@@ -146,7 +146,7 @@ def _problem(number: int, cells: list[str], columns: _Columns) -> BadRow | None:
     return None
 
 
-def _row_of(sentence: list[list[str]], columns: _Columns) -> dict[str, list[str]]:
+def _row_of(sentence: list[list[str]], columns: _LineColumns) -> dict[str, list[str]]:
     found = [list(column) for column in zip(*sentence, strict=True)]
     row = {"tokens": found[columns.words], "tags": found[columns.tags]}
     others = {

@@ -46,7 +46,7 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
         case "jsonl":
             return _read_jsonl(file)
         case "json":
-            return _read_json(file)
+            return _read_json_rows(file)
         case "csv":
             return read_csv(file)
         case "tsv":
@@ -159,7 +159,7 @@ def _refuse_other_format(file: DataFile, number: int, line: bytes) -> None:
         )
 
 
-def _read_json(file: DataFile) -> Iterator[NumberedRow]:
+def _read_json_rows(file: DataFile) -> Iterator[NumberedRow]:
     with open_bytes(file) as stream:
         first = stream.peek(1).lstrip()[:1]
         array = _JsonArray(file, stream)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow
 from hfstack.data.reading.message_trees import (
+    Row,
     best_conversation,
     gather_trees,
     is_message,
@@ -29,10 +30,8 @@ from hfstack.data.reading.message_trees import (
 )
 
 Purpose = Literal["rows", "conversations", "preferences"]
-Row = dict[str, Any]
-
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 # ShareGPT's names of the roles
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _SHP = {"history", "human_ref_A", "human_ref_B", "labels"}
@@ -173,7 +172,7 @@ def _dialogue(text: str) -> list[Row]:
     # ["", "Human", " a question", "Assistant", " an answer", ...]
     parts = _HH_TURN.split(text)
     return [
-        {"role": _ROLES[speaker], "content": said.strip()}
+        {"role": _HH_ROLES[speaker], "content": said.strip()}
         for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
     ]
 

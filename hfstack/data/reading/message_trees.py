@@ -12,7 +12,7 @@ from hfstack.data.reading.bad_rows import BadRow, NumberedRow
 Row = dict[str, Any]
 
 _MESSAGE = {"message_id", "text", "role"}
-_ROLES = {"prompter": "user"}
+_TREE_ROLES = {"prompter": "user"}
 _OF_TREE = ("message_tree_id", "lang")  # what is kept beside a conversation
 
 
@@ -106,7 +106,7 @@ def _replies(message: Row) -> list[Row]:
 
 
 def _turn(message: Row) -> Row:
-    return {"role": _ROLES.get(message["role"], message["role"]), "content": message["text"]}
+    return {"role": _TREE_ROLES.get(message["role"], message["role"]), "content": message["text"]}
 
 
 def _of_tree(tree: Row) -> Row:

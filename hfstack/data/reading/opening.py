@@ -24,7 +24,7 @@ _MAGIC = {
     ".bz2": rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)",
     ".zip": rb"PK[\x03\x05][\x04\x06]",
 }
-_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     b"\xff\xfe\x00\x00": "utf-32",
     b"\x00\x00\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
@@ -154,7 +154,7 @@ def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
         stream.read(len(codecs.BOM_UTF8))
         return stream
 
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), "")
 
     # Latin text in UTF-16 is every second byte a zero, and would be read as text with zeros.
     if not encoding and head.count(0) * 8 > len(head):

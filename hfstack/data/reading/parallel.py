@@ -23,7 +23,7 @@ _LANGUAGES = set(
     "or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw "
     "ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu".split()
 )
-_SIDES = {"source", "target", "src", "tgt", "trg", "hyp", "ref"}
+_SIDE_NAMES = {"source", "target", "src", "tgt", "trg", "hyp", "ref"}
 # a language of ISO 639, and after it a country or a script: en, zh_CN, eng_Latn
 _REGIONAL = re.compile(r"[a-z]{2,3}[-_]([A-Z]{2}|[A-Z][a-z]{3})")
 _SIDE = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
@@ -31,11 +31,11 @@ _SIDE = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
 
 def language_of(name: str) -> str | None:
     """Return the language, or the side, that a file's name ends in, or None."""
-    _, side, _ = _parts(name)
-    return side if side in _LANGUAGES | _SIDES or _REGIONAL.fullmatch(side) else None
+    _, side, _ = _split_name(name)
+    return side if side in _LANGUAGES | _SIDE_NAMES or _REGIONAL.fullmatch(side) else None
 
 
-def _parts(path: str) -> tuple[str, str, str]:
+def _split_name(path: str) -> tuple[str, str, str]:
     """Return what stands before a name's last suffix, the suffix, and the compression."""
     compression = next((each for each in COMPRESSIONS if path.endswith(each)), "")
     name, _, side = path.removesuffix(compression).rpartition(".")
@@ -46,7 +46,7 @@ def parallel_groups(places: Sequence[PurePosixPath]) -> list[dict[str, PurePosix
     """Return files by language, those of one text together."""
     groups: dict[tuple[str, str], dict[str, PurePosixPath]] = {}
     for place in sorted(places):
-        name, _, compression = _parts(str(place))
+        name, _, compression = _split_name(str(place))
         if language := language_of(place.name):
             groups.setdefault((name, compression), {})[language] = place
     return list(groups.values())
@@ -63,7 +63,7 @@ def join_parallel(paths: Sequence[str]) -> list[tuple[int, str]]:
     """
     groups: dict[tuple[str, ...], dict[str, int]] = {}
     for index, path in enumerate(paths):
-        name, side, compression = _parts(path)
+        name, side, compression = _split_name(path)
         is_side = side and not has_known_suffix(path) and not is_archive(PurePath(path))
 
         key = (name, compression)

@@ -6,7 +6,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_MOST_REMEMBERED = 1000
+_MOST_COLUMNS = 1000
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ReadReport:
 
     def leave_out(self, column: str, why: str) -> None:
         """Remember a column that no table can hold, where nobody reads it."""
-        if len(self.left_out) < _MOST_REMEMBERED:
+        if len(self.left_out) < _MOST_COLUMNS:
             self.left_out.setdefault(column, why)
 
     def note(self, text: str) -> None:

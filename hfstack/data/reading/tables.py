@@ -10,7 +10,7 @@ from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, read_lines
 from hfstack.errors import DataError
 
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMERIC_CELL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 # a cell as a csv writer quotes it: no one writes doubled quotes by hand
 _QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?=\t|$)')
 
@@ -54,7 +54,7 @@ def read_csv(file: DataFile) -> Iterator[NumberedRow]:
                 yield number, damaged[0], ",".join(cells)
                 damaged.clear()
             elif cells:
-                yield _row_of(number, header, cells, ",")
+                yield _row_of_cells(number, header, cells, ",")
 
 
 def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
@@ -93,10 +93,10 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 )
 
             if text:
-                yield _row_of(number, header, text.split("\t"), "\t")
+                yield _row_of_cells(number, header, text.split("\t"), "\t")
 
 
-def _row_of(number: int, header: list[str], cells: list[str], delimiter: str) -> NumberedRow:
+def _row_of_cells(number: int, header: list[str], cells: list[str], delimiter: str) -> NumberedRow:
     if len(cells) == len(header):
         return number, dict(zip(header, cells, strict=True)), None
     detail = f"{len(cells)} cells where the header has {len(header)}"
@@ -156,7 +156,7 @@ def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
     if double:
         raise DataError(f"{place}: the header names the column {double[0]!r} twice")
 
-    numbers = [name for name in header if _NUMBER.fullmatch(name)]
+    numbers = [name for name in header if _NUMERIC_CELL.fullmatch(name)]
     if numbers:
         raise DataError(
             f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a "

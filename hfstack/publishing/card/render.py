@@ -27,10 +27,11 @@ from hfstack.publishing.card.metrics import (
     safety_results,
     tabulate,
 )
-from hfstack.publishing.files import CONFIG, PublishedKind, read_json
+from hfstack.publishing.files import CONFIG, PublishedKind
 from hfstack.publishing.lineage import REINFORCED, Chain, rendering_of
 from hfstack.redaction import redact
 from hfstack.reporting.runs import Sample, read_samples
+from hfstack.runs.model_folder import read_object
 
 _SHOWN_SAMPLE_CHARACTERS = 700
 _SHOWN_SAMPLES = 4
@@ -151,7 +152,7 @@ def _templates() -> Environment:
 def _model_facts(chain: Chain) -> dict[str, Any]:
     """Return what the card says of the model itself."""
     folder, record = chain.last.directory, chain.last.record
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     has_template = (folder / "chat_template.jinja").is_file()
     context = _count(config, "max_position_embeddings") or _count(config, "n_positions")
 

@@ -10,7 +10,7 @@ from hfstack.scaling.parametric import PARAMETERS
 from hfstack.scaling.power_laws import PowerLaw
 
 Fits = Mapping[str, LadderFit]
-Table = tuple[list[str], list[list[Any]]]
+FitTable = tuple[list[str], list[list[Any]]]
 
 _DIGITS = 5
 _INTERVAL_ENDS = ["low", "high"]
@@ -65,7 +65,7 @@ def _metrics(fit: LadderFit) -> dict[str, float]:
     return found
 
 
-def tables_of(fits: Fits) -> dict[str, Table]:
+def tables_of(fits: Fits) -> dict[str, FitTable]:
     """Return the tables by name, without those that would be empty."""
     made = {
         "parameters of L = E + A/N^alpha + B/D^beta": _parameters_table(fits),
@@ -91,7 +91,7 @@ def draws_table(fits: Fits) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parameters_table(fits: Fits) -> Table:
+def _parameters_table(fits: Fits) -> FitTable:
     rows = []
     for family, fit in fits.items():
         if fit.parametric is not None:
@@ -102,7 +102,7 @@ def _parameters_table(fits: Fits) -> Table:
     return ["family", "parameter", "value", *_INTERVAL_ENDS], rows
 
 
-def _power_laws_table(fits: Fits) -> Table:
+def _power_laws_table(fits: Fits) -> FitTable:
     rows: list[list[Any]] = []
 
     def add(family: str, name: str, law: PowerLaw, interval: Any = None) -> None:
@@ -123,7 +123,7 @@ def _power_laws_table(fits: Fits) -> Table:
     return [*columns, "R squared", "points"], rows
 
 
-def _held_out_table(fits: Fits) -> Table:
+def _held_out_table(fits: Fits) -> FitTable:
     rows = []
     for family, fit in fits.items():
         for p in fit.held_out:
@@ -139,7 +139,7 @@ def _held_out_table(fits: Fits) -> Table:
     return [*columns, "inside", "fitted rungs"], rows
 
 
-def _repeated_data_table(fits: Fits) -> Table:
+def _repeated_data_table(fits: Fits) -> FitTable:
     rows = []
     for family, fit in fits.items():
         if fit.repeated is not None:
@@ -150,7 +150,7 @@ def _repeated_data_table(fits: Fits) -> Table:
     return ["family", "parameter", "value", *_INTERVAL_ENDS], rows
 
 
-def _rungs_table(fits: Fits) -> Table:
+def _rungs_table(fits: Fits) -> FitTable:
     rows = []
     for family, fit in fits.items():
         rungs = fit.rungs
@@ -162,7 +162,7 @@ def _rungs_table(fits: Fits) -> Table:
     return ["family", "N", "D", "epochs", "C", "loss", "over the law"], rows
 
 
-def _refused_table(fits: Fits) -> Table:
+def _refused_table(fits: Fits) -> FitTable:
     rows = [
         [family, form, reason]
         for family, fit in fits.items()
@@ -171,7 +171,7 @@ def _refused_table(fits: Fits) -> Table:
     return ["family", "form", "reason"], rows
 
 
-def _notes_table(fits: Fits) -> Table:
+def _notes_table(fits: Fits) -> FitTable:
     rows = [[family, note] for family, fit in fits.items() for note in fit.notes]
     return ["family", "note"], rows
 

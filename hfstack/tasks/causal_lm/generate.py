@@ -17,7 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from hfstack.models.context import check_answers_fit, context_length
-from hfstack.tasks.causal_lm.prompt_format import Kind, encode_prompt
+from hfstack.tasks.causal_lm.prompt_format import PromptKind, encode_prompt
 from hfstack.tasks.causal_lm.sampling import (
     check_sampling,
     generation_settings,
@@ -43,7 +43,7 @@ def generate_from_texts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
     *,
-    kind: Kind = "document",
+    kind: PromptKind = "document",
     max_new_tokens: int,
     temperature: float,
     top_p: float = 1.0,

@@ -21,15 +21,15 @@ from hfstack.tokens.fast_encoding import document_start_id
 # Recipes that read texts as documents, whatever template their tokenizer has.
 PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
 
-Kind = Literal["chat", "prompt", "document"]
-_KINDS: dict[str, Kind] = {"chat": "chat", "plain": "prompt", "text": "document"}
+PromptKind = Literal["chat", "prompt", "document"]
+_KIND_OF_ROWS: dict[str, PromptKind] = {"chat": "chat", "plain": "prompt", "text": "document"}
 
 
 @dataclass(frozen=True)
 class PromptFormat:
     """How a prompt is encoded, and why that way, in a few words."""
 
-    kind: Kind
+    kind: PromptKind
     """chat: as a turn of the chat template; prompt: as it is; document: behind the token that
     begins a text in pretraining."""
     reason: str
@@ -68,7 +68,7 @@ def find_prompt_format(
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[dict[str, Any]] | str, kind: Kind
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[dict[str, Any]] | str, kind: PromptKind
 ) -> list[int]:
     """Return the ids of a prompt up to its answer, as training encoded it.
 
@@ -120,7 +120,7 @@ def _recorded_format(folder: Path, seen: set[Path]) -> PromptFormat | None:
 def _published_format(name: str) -> PromptFormat | None:
     """Return what publication.json says of the format, or None."""
     published = read_published_rendering(name)
-    kind = _KINDS.get(published.get("form", ""))
+    kind = _KIND_OF_ROWS.get(published.get("form", ""))
     if kind is None:
         return None
     recipe = published.get("recipe", "hfstack")
@@ -130,7 +130,7 @@ def _published_format(name: str) -> PromptFormat | None:
 def _own_format(record: RunRecord) -> PromptFormat | None:
     """Return what one run's recipe and settings say of the format, or None."""
     if form := record.rendering.get("form"):
-        return PromptFormat(_KINDS[form], f"{record.recipe} trained it so, by its run.json")
+        return PromptFormat(_KIND_OF_ROWS[form], f"{record.recipe} trained it so, by its run.json")
     if record.recipe in PRETRAINING:
         return PromptFormat("document", "it was pretrained on plain text")
 

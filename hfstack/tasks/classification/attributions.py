@@ -95,7 +95,7 @@ def explain_text(
         whole, empty = embed(ids).detach(), embed(neutral).detach()  # (1, T, H)
         logits, base = forward(whole), forward(empty)  # (1, C)
 
-    target = _target(label, info, logits)
+    target = _target_id(label, info, logits)
     method = _captum().IntegratedGradients(lambda embedded: forward(embedded)[:, target])
 
     while True:
@@ -191,7 +191,7 @@ def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _target(label: str | None, info: ClassifierInfo, logits: torch.Tensor) -> int:
+def _target_id(label: str | None, info: ClassifierInfo, logits: torch.Tensor) -> int:
     if label is None or not info.names:
         return int(logits[0].argmax())
     if label not in info.names:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hfstack.errors import ConfigError
 
-HUB_ID = "nyu-mll/glue"
+GLUE_ID = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from scipy.stats import rankdata
 
 from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.tasks.classification.calibration import (
+    Array,
     calibration_error,
     confidences,
     log_loss,
     probabilities,
     reliability_bins,
 )
-
-Array = numpy.ndarray[Any, Any]
 
 SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 

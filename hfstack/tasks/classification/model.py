@@ -153,7 +153,7 @@ def load_trained_classifier(
         raise CheckpointError(not_found("tokenizer", name, error)) from error
 
     if (Path(name) / ADAPTER_FILE).is_file():
-        adapted = _load_adapter(args, tokenizer, Path(name), info)
+        adapted = _load_classifier_adapter(args, tokenizer, Path(name), info)
         return adapted, tokenizer, cast(ClassifierInfo, info)
 
     config: Any = checkpoint_config(args, purpose="classify")
@@ -202,7 +202,7 @@ def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
     return count
 
 
-def _load_adapter(
+def _load_classifier_adapter(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, info: ClassifierInfo | None
 ) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""

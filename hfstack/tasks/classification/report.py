@@ -11,6 +11,7 @@ from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.runs.run import Run
 from hfstack.tasks.classification.calibration import (
+    Array,
     confidences,
     cross_fitted_temperatures,
     fit_temperature,
@@ -32,8 +33,6 @@ from hfstack.tasks.classification.pictures import confusion_picture, reliability
 from hfstack.tasks.classification.predict import answers_of_row
 
 logger = get_logger(__name__)
-
-Array = numpy.ndarray[Any, Any]
 
 
 def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int) -> Array | float:

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, SourceLog, describe_inputs, load_mixture
+from hfstack.data.sources import DataArgs, SourceLog, describe_roles, load_mixture
 from hfstack.data.splitting import Splits, drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
 from hfstack.intervals import wins
@@ -32,7 +32,7 @@ from hfstack.tasks.preferences.rows import (
     Text,
     answer_text,
     columns_read,
-    find_beside,
+    find_columns_beside,
     kind_of,
     normal,
     pair_texts,
@@ -128,7 +128,7 @@ def load_preferences(
         splits = split_pairs(splits["train"], data_args)
         row_counts.hold_out(len(splits.get("eval", ())))
 
-    return Splits(splits, describe_inputs(data_args, log))
+    return Splits(splits, describe_roles(data_args, log))
 
 
 def follow_model(args: PreferenceArgs, model_args: ModelConfig) -> PreferenceArgs:
@@ -193,7 +193,7 @@ def to_pairs(
 
     if kind == "pairs":
         rows = list(rows)
-        beside = find_beside(rows, args, row_counts)
+        beside = find_columns_beside(rows, args, row_counts)
         for number, given in enumerate(rows, 1):
             counts.rows += 1
             row, unreadable = read_row(given, args, beside)
@@ -247,7 +247,7 @@ def to_labels(
 
     if kind == "pairs":
         unpaired = [
-            (_asked(row), row[side], float(side == "chosen"))
+            (_question_of(row), row[side], float(side == "chosen"))
             for row in to_pairs(rows, args, counts=counts, bad=bad, row_counts=row_counts)
             for side in ("chosen", "rejected")
         ]
@@ -476,7 +476,7 @@ def _as_dataset(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset.from_list(rows, features=Features(features))
 
 
-def _asked(row: dict[str, Any]) -> dict[str, Any]:
+def _question_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the prompt of a pair, with its tools where it has any."""
     return {name: row[name] for name in ("prompt", "tools") if name in row}
 

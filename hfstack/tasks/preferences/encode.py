@@ -123,7 +123,7 @@ def encode_pairs(
             )
 
         if length <= max_length or overlong == "cut":
-            chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
+            chosen, rejected = (truncate_pair(*each, max_length=max_length) for each in encoded)
             # they differed only in what was truncated, or in what is one token to the tokenizer
             if chosen == rejected:
                 equal += 1
@@ -182,7 +182,7 @@ def render_tools(
     return rendered
 
 
-def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
+def truncate_pair(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
     """Truncate the prompt [begin, end) from its start, then the answer's end but one."""
     excess = len(token_ids) - max_length
     if excess <= 0:

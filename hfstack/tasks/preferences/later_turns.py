@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 Spans = dict[tuple[int, ...], list[tuple[int, int]]]
 """Where the turns of others begin and end in an answer, by the answer's tokens."""
 
-_SIDES = ("chosen", "rejected", "completion")
+_ANSWER_COLUMNS = ("chosen", "rejected", "completion")
 
 
 class AnswersOnly:
@@ -48,7 +48,7 @@ class AnswersOnly:
         for prefix in ("", "KL_"):
             if f"{prefix}completion_mask" not in batch:
                 continue
-            sides = [side for side in _SIDES if f"{prefix}{side}_ids" in examples[0]]
+            sides = [side for side in _ANSWER_COLUMNS if f"{prefix}{side}_ids" in examples[0]]
             answers = [example[f"{prefix}{side}_ids"] for side in sides for example in examples]
             prompts = [example["prompt_ids"] for _ in sides for example in examples]
             for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -127,7 +127,7 @@ def find_other_turns(rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase) ->
     """
     spans: Spans = {}
     for row in rows:
-        sides = [row[side] for side in _SIDES if side in row]
+        sides = [row[side] for side in _ANSWER_COLUMNS if side in row]
         if isinstance(row["prompt"], str) or not any(map(_has_others, sides)):
             continue
 
@@ -186,7 +186,7 @@ def _answers_in(trainer: Any) -> Iterator[list[int]]:
     """Yield the tokens of the answers that a trainer has made of its rows."""
     for split in (trainer.train_dataset, trainer.eval_dataset):
         for row in cast(Any, split or ()):
-            for side in _SIDES:
+            for side in _ANSWER_COLUMNS:
                 if f"{side}_ids" in row:
                     yield row[f"{side}_ids"]
                 elif f"{side}_labels" in row:

@@ -124,8 +124,8 @@ def read_row(
     """Return a row with its conversations read, and what is wrong with it or None.
 
     Args:
-        beside: of `find_beside`; the system turn stands in front of the prompt, and schemas of
-            tools are JSON text in `tools`.
+        beside: of `find_columns_beside`; the system turn stands in front of the prompt, and
+            schemas of tools are JSON text in `tools`.
     """
     read = {name: value for name, value in row.items() if name not in beside.values()}
     try:
@@ -146,7 +146,7 @@ def read_row(
     return read | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {}), None
 
 
-def find_beside(
+def find_columns_beside(
     rows: Any, args: PreferenceArgs, row_counts: RowCounts | None = None
 ) -> dict[str, str]:
     """Return the columns of system turns and tools by their use, and log the rest.
@@ -413,7 +413,7 @@ def scored_by_prompt(
     Keys are JSON text of {prompt}, with `tools` where the rows have any.
     """
     rows = list(rows)
-    beside = find_beside(rows, args, row_counts)
+    beside = find_columns_beside(rows, args, row_counts)
     scored: dict[str, list[tuple[Text, float]]] = {}
     for number, given in enumerate(rows, 1):
         counts.rows += 1

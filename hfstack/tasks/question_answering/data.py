@@ -63,7 +63,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Window:
+class QuestionWindow:
     """A question with a part of its text."""
 
     question: int
@@ -222,7 +222,7 @@ def encode_questions(
     max_length: int,
     stride: int,
     name: str,
-) -> list[Window]:
+) -> list[QuestionWindow]:
     """Cut each question's text into windows, and find the first answer in them.
 
     Raises:
@@ -255,7 +255,7 @@ def encode_questions(
             else question.question
         )
 
-    windows: list[Window] = []
+    windows: list[QuestionWindow] = []
     for number, question in enumerate(questions):
         encoded: Any = tokenizer(
             asked[number],
@@ -273,7 +273,7 @@ def encode_questions(
             offsets = [tuple(offset) if side == 1 else None for offset, side in pairs]
             start, end = _token_span(offsets, question)
             segments = encoded["token_type_ids"][index] if "token_type_ids" in encoded else None
-            windows.append(Window(number, ids, segments, offsets, start, end))
+            windows.append(QuestionWindow(number, ids, segments, offsets, start, end))
 
     logger.info(
         "%s: %d questions in %d windows of at most %d tokens%s",
@@ -302,7 +302,7 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -
     return (touched[0], touched[-1]) if touched else (0, 0)
 
 
-def as_dataset(windows: Sequence[Window]) -> Dataset:
+def as_span_dataset(windows: Sequence[QuestionWindow]) -> Dataset:
     """Return what the Trainer reads: ids, segments, spans, `length` to batch by."""
     columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
     if windows and windows[0].segments is not None:
@@ -314,7 +314,7 @@ def as_dataset(windows: Sequence[Window]) -> Dataset:
     return Dataset.from_dict(columns | {"length": [len(window.input_ids) for window in windows]})
 
 
-def collate_windows(
+def collate_questions(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
     """Pad windows to the longest, (B, T).

@@ -21,8 +21,8 @@ from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.tasks.question_answering.data import (
     Question,
-    Window,
-    collate_windows,
+    QuestionWindow,
+    collate_questions,
     encode_questions,
 )
 from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
@@ -35,7 +35,7 @@ from hfstack.tasks.shared.predict import (
 from hfstack.tasks.shared.task_models import check_length, load_finished
 
 Rules = Literal["auto", "squad", "cmrc"]
-Logits = tuple[Sequence[numpy.ndarray[Any, Any]], Sequence[numpy.ndarray[Any, Any]]]
+SpanLogits = tuple[Sequence[numpy.ndarray[Any, Any]], Sequence[numpy.ndarray[Any, Any]]]
 """Begin and end logits: N rows of at least T."""
 
 _HAN = re.compile(r"[\u3400-\u9fff]")
@@ -55,8 +55,8 @@ class Candidate:
 
 
 def find_answers(
-    logits: Logits,
-    windows: Sequence[Window],
+    logits: SpanLogits,
+    windows: Sequence[QuestionWindow],
     questions: Sequence[Question],
     *,
     max_answer_tokens: int,
@@ -95,7 +95,7 @@ def find_answers(
 def _best_spans(
     begin: numpy.ndarray[Any, Any],
     end: numpy.ndarray[Any, Any],
-    window: Window,
+    window: QuestionWindow,
     longest: int,
     count: int,
 ) -> list[tuple[int, int, float]]:
@@ -272,22 +272,26 @@ def as_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 @torch.no_grad()
 def answer_logits(
-    model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
-) -> Logits:
+    model: torch.nn.Module,
+    windows: Sequence[QuestionWindow],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
+) -> SpanLogits:
     """Return the begin and end logits of windows, in order.
 
     Computed in batches of about one length.
     """
     device = next(model.parameters()).device
 
-    def score(batch: list[Window]) -> list[Any]:
+    def score(batch: list[QuestionWindow]) -> list[Any]:
         rows = [
             {"input_ids": window.input_ids}
             | ({} if window.segments is None else {"token_type_ids": window.segments})
             for window in batch
         ]
 
-        inputs = collate_windows(rows, pad_token_id=pad_token_id)
+        inputs = collate_questions(rows, pad_token_id=pad_token_id)
         output = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
         pair = torch.stack([output.start_logits, output.end_logits], dim=1)  # (B, 2, T)
         return list(pair.float().cpu().numpy())

@@ -13,7 +13,7 @@ from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_tokenizer
 from hfstack.runs.rendering import check_rendering, follow_rendering, read_rendering
-from hfstack.tasks.preferences.encode import encode_answer, leave_open, shorten
+from hfstack.tasks.preferences.encode import encode_answer, leave_open, truncate_pair
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tokens.chat import extract_text
 from hfstack.tokens.turns import split_tools
@@ -149,7 +149,7 @@ class RewardModel:
             f"reads {self.max_length} tokens, a prompt with its answer has {len(token_ids)}: "
             "prompts lose their beginning",
         )
-        return shorten(token_ids, begin, end, max_length=self.max_length)
+        return truncate_pair(token_ids, begin, end, max_length=self.max_length)
 
     def _in_own_form(self, prompt: Any, completion: Any) -> tuple[Any, Any]:
         """Return prompt and completion as text, or as turns, whichever the model reads."""

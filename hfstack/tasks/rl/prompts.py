@@ -131,7 +131,7 @@ def prompt_problems(
     encoded = []
     for side in prompts.values():
         for prompt in side:
-            token_ids = encode_prompt(prompt, tokenizer)
+            token_ids = tokenize_prompt(prompt, tokenizer)
             encoded.append(truncate_prompt(token_ids, max_prompt_length, bos))
 
     rendered = {
@@ -155,7 +155,7 @@ def prompt_problems(
     }
 
 
-def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokenize_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a prompt; turns are rendered with their tools.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
@@ -183,7 +183,7 @@ def decode_completions(
 
     Args:
         prompts: texts or conversations; what a chat template writes before an answer is left out.
-        prompt_ids: of `encode_prompt`.
+        prompt_ids: of `tokenize_prompt`.
         completion_ids: what was generated; an end token is left out of the text.
     """
     opening = opening_for(prompts, tokenizer)

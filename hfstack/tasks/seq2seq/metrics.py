@@ -121,7 +121,7 @@ def _record_tables(
     run.add_table("scores", ["score", *scores, "signature"], rows)
 
     samples = [
-        [_shorten(pair.source), _shorten(pair.targets[0]), _shorten(text)]
+        [_shorten_text(pair.source), _shorten_text(pair.targets[0]), _shorten_text(text)]
         for pair, text in zip(pairs[:_SAMPLES], texts, strict=False)
     ]
     run.add_table("samples", ["source", "reference", "output"], samples)
@@ -135,7 +135,7 @@ def _write_texts(run: Run, pairs: Sequence[Pair], texts: Sequence[str]) -> None:
     run.add_artifact("predictions", "predictions.jsonl")
 
 
-def _shorten(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ..."
 
 

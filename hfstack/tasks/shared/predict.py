@@ -19,7 +19,7 @@ from trl import ModelConfig
 from hfstack.data.reading.bad_rows import UnreadRow
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.models.contents import USES, Kind, identify_model
+from hfstack.models.contents import USES, ModelKind, identify_model
 from hfstack.runs.rendering import read_rendering
 
 logger = get_logger(__name__)
@@ -37,7 +37,7 @@ Problem = Callable[[dict[str, Any]], str | None]
 NO_ANSWER = "problem"
 
 
-def task_of(args: ModelConfig, tasks: Collection[Kind]) -> Kind:
+def task_of(args: ModelConfig, tasks: Collection[ModelKind]) -> ModelKind:
     """Return which of `tasks` a model was trained for.
 
     Raises:

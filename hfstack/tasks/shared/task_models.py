@@ -22,7 +22,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.adapters import check_adapter_flags
-from hfstack.models.contents import ADAPTER_FILE, Kind, check_kind, not_found
+from hfstack.models.contents import ADAPTER_FILE, ModelKind, check_kind, not_found
 from hfstack.models.context import context_length
 from hfstack.models.heads import (
     check_own_tokenizer,
@@ -48,7 +48,7 @@ _ADAPTER_TASKS: dict[Task, str] = {
     "QuestionAnswering": "QUESTION_ANS",
 }
 _PURPOSES: dict[Task, str] = {"TokenClassification": "tag", "QuestionAnswering": "answer questions"}
-_KINDS: dict[Task, Kind] = {
+_MODEL_KINDS: dict[Task, ModelKind] = {
     "TokenClassification": "token classifier",
     "QuestionAnswering": "question answering model",
     "ConditionalGeneration": "encoder-decoder",
@@ -101,9 +101,9 @@ def load_finished(
         CheckpointError: there is no such model, or it is of another kind or without its head.
     """
     name = require_model_name(args)
-    check_kind(name, (_KINDS[task],), args.model_revision)
+    check_kind(name, (_MODEL_KINDS[task],), args.model_revision)
     if (Path(name) / ADAPTER_FILE).is_file():
-        return _load_adapter(args, task, Path(name))
+        return _load_task_adapter(args, task, Path(name))
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -194,7 +194,7 @@ def _load_base(
     return model, new_modules
 
 
-def _load_adapter(
+def _load_task_adapter(
     args: ModelConfig, task: Task, folder: Path
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Load the base that an adapter names, and the adapter with its trained head."""

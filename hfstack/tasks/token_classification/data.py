@@ -50,7 +50,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Window:
+class SentenceWindow:
     """A stretch of one sentence as the model reads it."""
 
     sentence: int
@@ -278,7 +278,7 @@ def encode_sentences(
     tag_ids: Mapping[str, int] | None = None,
     label_pieces: LabelPieces = "first",
     name: str = "rows",
-) -> list[Window]:
+) -> list[SentenceWindow]:
     """Split sentences into windows of at most `max_length` tokens, and label them.
 
     Special tokens are included.
@@ -304,7 +304,7 @@ def encode_sentences(
     before, after = surrounding_tokens(tokenizer)
     space = word_prefix(tokenizer)
     room = max_length - len(before) - len(after)
-    windows: list[Window] = []
+    windows: list[SentenceWindow] = []
     split = 0
 
     for number, sentence in enumerate(sentences):
@@ -335,7 +335,7 @@ def encode_sentences(
             ids += after
             starts += [-1] * len(after)
             labels += [IGNORED_LABEL] * len(after)
-            windows.append(Window(number, ids, starts, labels))
+            windows.append(SentenceWindow(number, ids, starts, labels))
 
     if split:
         logger.info(
@@ -397,7 +397,7 @@ def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     return " " if alone != second and not second.startswith("##") else ""
 
 
-def collate_windows(
+def collate_sentences(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
     """Pad windows to the longest: ids, `attention_mask` and `labels`, each (B, T)."""
@@ -408,7 +408,7 @@ def collate_windows(
     return batch
 
 
-def as_dataset(windows: Sequence[Window]) -> Dataset:
+def as_tag_dataset(windows: Sequence[SentenceWindow]) -> Dataset:
     """Return what the Trainer reads: `input_ids`, `labels`, and `length` to batch by."""
     return Dataset.from_dict(
         {

@@ -28,8 +28,8 @@ from hfstack.tasks.shared.predict import (
 from hfstack.tasks.shared.task_models import check_length, load_finished
 from hfstack.tasks.token_classification.data import (
     Sentence,
-    Window,
-    collate_windows,
+    SentenceWindow,
+    collate_sentences,
     encode_sentences,
 )
 from hfstack.tasks.token_classification.schemes import (
@@ -45,7 +45,7 @@ from hfstack.tasks.token_classification.schemes import (
 
 def word_tags(
     choices: Sequence[Sequence[int]],
-    windows: Sequence[Window],
+    windows: Sequence[SentenceWindow],
     sentences: Sequence[Sentence],
     names: Sequence[str],
 ) -> list[list[str]]:
@@ -227,7 +227,11 @@ def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[l
 
 @torch.no_grad()
 def tag_probabilities(
-    model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
+    model: torch.nn.Module,
+    windows: Sequence[SentenceWindow],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
 ) -> list[numpy.ndarray[Any, Any]]:
     """Return tag probabilities (T, L) of each window, in order.
 
@@ -235,9 +239,9 @@ def tag_probabilities(
     """
     device = next(model.parameters()).device
 
-    def score(batch: list[Window]) -> list[Any]:
+    def score(batch: list[SentenceWindow]) -> list[Any]:
         rows = [{"input_ids": window.input_ids, "labels": window.labels} for window in batch]
-        inputs = collate_windows(rows, pad_token_id=pad_token_id)
+        inputs = collate_sentences(rows, pad_token_id=pad_token_id)
         inputs.pop("labels")
         # (B, T, L)
         logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
@@ -299,7 +303,7 @@ def load_tag_predictor(
 
 def _answers(
     sentences: Sequence[Sentence],
-    windows: Sequence[Window],
+    windows: Sequence[SentenceWindow],
     chance: Sequence[numpy.ndarray[Any, Any]],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:

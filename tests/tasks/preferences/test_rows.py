@@ -22,7 +22,7 @@ from hfstack.tasks.preferences.data import (
     to_labels,
     to_pairs,
 )
-from hfstack.tasks.preferences.encode import encode_answer, encode_pairs, shorten
+from hfstack.tasks.preferences.encode import encode_answer, encode_pairs, truncate_pair
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answer_text, answers_of
 from hfstack.tokens.train_tokenizer import train_tokenizer
 from tests.conftest import SENTENCES
@@ -329,9 +329,9 @@ def test_a_tokenizer_without_any_end_is_refused(tiny_tokenizer):
 
 
 def test_shorten_takes_the_prompt_first_and_never_the_last_token():
-    assert shorten([0, 1, 2, 3, 4, 5], 1, 3, max_length=6) == [0, 1, 2, 3, 4, 5]
-    assert shorten([0, 1, 2, 3, 4, 5], 1, 3, max_length=5) == [0, 2, 3, 4, 5]
-    assert shorten([0, 1, 2, 3, 4, 5], 1, 3, max_length=3) == [0, 3, 5]
+    assert truncate_pair([0, 1, 2, 3, 4, 5], 1, 3, max_length=6) == [0, 1, 2, 3, 4, 5]
+    assert truncate_pair([0, 1, 2, 3, 4, 5], 1, 3, max_length=5) == [0, 2, 3, 4, 5]
+    assert truncate_pair([0, 1, 2, 3, 4, 5], 1, 3, max_length=3) == [0, 3, 5]
 
 
 def test_long_pairs_fail_are_cut_or_dropped(tiny_tokenizer):

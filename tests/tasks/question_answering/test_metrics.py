@@ -5,7 +5,7 @@ answers.
 import numpy as np
 import pytest
 
-from hfstack.tasks.question_answering.data import Question, Window, encode_questions
+from hfstack.tasks.question_answering.data import Question, QuestionWindow, encode_questions
 from hfstack.tasks.question_answering.metrics import (
     answer_metric,
     answer_metrics,
@@ -27,7 +27,7 @@ def logits(begin: dict[int, float], end: dict[int, float]) -> list[list[float]]:
 
 
 def choose(rows: list, **changes):
-    windows = [Window(0, [0] * 7, None, OFFSETS, 0, 0) for _ in rows]
+    windows = [QuestionWindow(0, [0] * 7, None, OFFSETS, 0, 0) for _ in rows]
     settings = {"max_answer_tokens": 3, "n_best": 3, "no_answer": False} | changes
     return find_answers(
         ([r[0] for r in rows], [r[1] for r in rows]), windows, [QUESTION], **settings

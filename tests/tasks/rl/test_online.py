@@ -7,7 +7,7 @@ import torch
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.online import OnlineArgs, load_rewards
-from hfstack.tasks.rl.prompts import decode_completions, encode_prompt
+from hfstack.tasks.rl.prompts import decode_completions, tokenize_prompt
 from hfstack.tokens.seams import encode_joined
 from tests.tiny_tokenizers import llama2
 
@@ -35,7 +35,7 @@ def test_a_turn_is_what_the_template_would_write_again(monkeypatch: Any) -> None
     prompt = [{"role": "user", "content": "who are you?"}]
     answer = [{"role": "assistant", "content": "I am an owl."}]
     whole = TOKENIZER.apply_chat_template([*prompt, *answer], return_dict=True)["input_ids"]
-    asked = encode_prompt(prompt, TOKENIZER)
+    asked = tokenize_prompt(prompt, TOKENIZER)
     texts = decode_completions(TOKENIZER, [prompt], [asked], [whole[len(asked) :]])
     assert texts == ["I am an owl."]
 

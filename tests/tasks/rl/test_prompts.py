@@ -20,9 +20,9 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import (
-    encode_prompt,
     load_prompts,
     prompt_problems,
+    tokenize_prompt,
     truncate_prompt,
 )
 from hfstack.training.preflight import NO_SHARED_ROW
@@ -107,7 +107,7 @@ def test_the_tools_of_a_prompt_are_rendered_for_policy_and_reward(
         {"prompt": "Ho", "tools": None},
     ]
     prompts = load(rows, as_chat=True, recipe="ppo")["train"]["prompt"][:]
-    texts = [tokenizer.decode(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+    texts = [tokenizer.decode(tokenize_prompt(prompt, tokenizer)) for prompt in prompts]
     assert texts == ["<find_fox>[user]Hi[assistant]", "[user]Ho[assistant]"]
     assert prompts[1] == [{"role": "user", "content": "Ho"}]
 
@@ -210,4 +210,4 @@ def test_conversations_need_a_template(llama: tuple[Any, Any]) -> None:
     with pytest.raises(
         ConfigError, match="no chat template; for plain prompts set --as_chat false"
     ):
-        encode_prompt([{"role": "user", "content": "hi"}], llama[1])
+        tokenize_prompt([{"role": "user", "content": "hi"}], llama[1])

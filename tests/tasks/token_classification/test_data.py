@@ -10,7 +10,7 @@ from hfstack.errors import DataError
 from hfstack.tasks.token_classification.data import (
     Sentence,
     check_tags,
-    collate_windows,
+    collate_sentences,
     encode_sentences,
     read_sentences,
     surrounding_tokens,
@@ -87,7 +87,7 @@ def test_batches_are_padded() -> None:
         {"input_ids": [2, 5, 3], "labels": [-100, 1, -100]},
         {"input_ids": [2, 3], "labels": [-100, -100]},
     ]
-    batch = collate_windows(rows, pad_token_id=7)
+    batch = collate_sentences(rows, pad_token_id=7)
     assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 7]]
     assert batch["labels"].tolist() == [[-100, 1, -100], [-100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]

@@ -40,7 +40,7 @@ from hfstack.tasks.rl.ppo.experience import (
 from hfstack.tasks.rl.ppo.formulas import Reduce
 from hfstack.tasks.rl.ppo.processes import sum_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward, start_scoring
-from hfstack.tasks.rl.prompts import decode_completions, encode_prompt, truncate_prompt
+from hfstack.tasks.rl.prompts import decode_completions, tokenize_prompt, truncate_prompt
 
 logger = get_logger(__name__)
 
@@ -241,7 +241,7 @@ class Collector:
         if all(isinstance(prompt, str) for prompt in prompts):
             encoded = cast(list[list[int]], self.tokenizer(list(prompts))["input_ids"])
         else:
-            encoded = [encode_prompt(prompt, self.tokenizer) for prompt in prompts]
+            encoded = [tokenize_prompt(prompt, self.tokenizer) for prompt in prompts]
 
         bos, longest = self.tokenizer.bos_token_id, self.args.max_prompt_length
         encoded = [truncate_prompt(token_ids, longest, bos) for token_ids in encoded]
