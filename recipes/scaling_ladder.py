@@ -23,6 +23,7 @@ from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.row_counts import RowCounts
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
@@ -89,11 +90,8 @@ def main(
             machine=Machine(args.world_size, args.per_device_train_batch_size),
         )
 
-        sums = {
-            "tokens": sum(rung.tokens for rung in rungs),
-            "flops": sum(rung.flops for rung in rungs),
-        }
-        tokens, flops = sums["tokens"], sums["flops"]
+        tokens, flops = sum(rung.tokens for rung in rungs), sum(rung.flops for rung in rungs)
+        sums = {"tokens": tokens, "flops": flops}
         print(f"{len(rungs)} rungs: {tokens:,} tokens, {flops:.3g} FLOPs", flush=True)
         run.add_table("rungs", TABLE, [table_row(rung, {}) for rung in rungs])
         if ladder_args.dry_run:
@@ -112,7 +110,9 @@ def main(
 
         # train: the cheapest first, each a run of its own
         for place, rung in enumerate(rungs):
-            metrics = train_rung(rung, blocks, tokenizer, data_args, args, inputs=splits.inputs)
+            metrics = train_rung(
+                rung, blocks, tokenizer, data_args, args, inputs=splits.inputs, counts=counts
+            )
             print(f"{rung.name}: eval_loss {metrics['eval_loss']:.4f}", flush=True)
             run.add_artifact(f"rung {rung.name}", f"rungs/{rung.name}/run.json")
             run.record.tables["rungs"]["rows"][place] = table_row(rung, metrics)
@@ -129,6 +129,7 @@ def train_rung(
     training_args: TrainingArguments,
     *,
     inputs: dict[str, Any],
+    counts: RowCounts,
 ) -> dict[str, float]:
     """Train one rung as a run of its own, or read its result when it is finished."""
     args = rung_arguments(training_args, rung)
@@ -137,13 +138,14 @@ def train_rung(
             # run
             checkpoint = run.resume_point()
             run.record_inputs(**inputs)
+            run.record.rows = counts
 
             # model
             model = build_causal_lm(rung.config)
             use_fused_loss(model)
 
             # trainer
-            counts = rung_metrics(rung, len(blocks["train"]))
+            numbers = rung_metrics(rung, len(blocks["train"]))
             throughput = rung_throughput(args, rung)
             derived = DerivedMetrics(
                 partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
@@ -169,7 +171,7 @@ def train_rung(
                 "train_loss": trained.training_loss,
                 "train_runtime": trained.metrics["train_runtime"],
             }
-            return run.finish(counts | losses | throughput.metrics() | trainer.evaluate(), trainer)
+            return run.finish(numbers | losses | throughput.metrics() | trainer.evaluate(), trainer)
     except AlreadyFinished:
         return read_run(str(args.output_dir)).metrics
 

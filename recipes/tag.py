@@ -8,7 +8,7 @@ writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out r
         in --output_dir
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -27,12 +27,9 @@ from hfstack.tasks.token_classification.data import (
     BadTags,
     LabelPieces,
     as_tag_dataset,
-    check_tags,
     collate_sentences,
     encode_sentences,
-    read_sentences,
-    tag_set,
-    tags_columns,
+    load_sentences,
 )
 from hfstack.tasks.token_classification.metrics import (
     beside_baseline,
@@ -92,22 +89,16 @@ def main(
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
 
         # data: equal sentences stay on one side of the split
-        by_words = replace(data_args, text_column=args.tokens_column)
-        columns = {args.tokens_column, *tags_columns(args.tags_column)}
-        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(by_words, columns, quarantine_file=quarantine, row_counts=counts)
-        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
-        read = partial(
-            read_sentences,
+        sentences, names, inputs = load_sentences(
+            data_args,
             tokens_column=args.tokens_column,
             tags_column=args.tags_column,
             tag_names=args.tag_names,
-            row_counts=counts,
+            bad_tags=args.bad_tags,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
+            row_counts=run.record.rows,
         )
-        sentences = {name: read(rows, name=name) for name, rows in splits.items()}
-        names = tag_set(sentences["train"], args.tag_names, bad_tags=args.bad_tags)
-        for name in sentences:
-            sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
+        run.record_inputs(model_args.model_name_or_path, **inputs)
         check_best_metric(training_args, metric_names(names))
 
         # model

@@ -35,8 +35,8 @@ from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts
-from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
+from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts, read_chat, tokenize_prompt
+from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 
 # Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by
@@ -78,16 +78,17 @@ def main(
     settings = (model_args, data_args, win_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings) as run:
         # data
+        names = (model_args.model_name_or_path, win_args.reference_model)
         splits = load_prompts(
             data_args,
             recipe="win_rate",
-            as_chat=False,
+            as_chat=read_chat(names, win_args.as_chat),
             quarantine_file=run.output_dir / "quarantine.jsonl",
+            row_counts=run.record.rows,
         )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
         run.record_inputs(
-            model_args.model_name_or_path,
-            win_args.reference_model,
+            *names,
             win_args.reward_model,
             prompts=[*splits.inputs["train"], *splits.inputs["eval"]],
         )
@@ -158,7 +159,7 @@ def answer(
     stop_at_end_of_turn(model, tokenizer)
 
     set_seed(seed)
-    ids = [encode_for_generation(tokenizer, prompt) for prompt in prompts]
+    ids = [tokenize_prompt(prompt, tokenizer) for prompt in prompts]
     check_answers_fit(model.config, list(map(len, ids)), args.max_new_tokens)
     answers = generate_from_ids(
         model,

@@ -72,6 +72,7 @@ def test_every_rung_is_a_run_of_its_own_and_is_not_done_again(ladder, tmp_path: 
     for name, folder in found.items():
         rung = read_run(folder)
         assert rung.status == "finished" and rung.settings["Rung"]["name"] == name
+        assert rung.rows == record.rows and rung.rows.splits["train"].read == 80
         values = rung.metrics
         assert values["flops"] == pytest.approx(1.5e9, rel=0.1)
         assert (

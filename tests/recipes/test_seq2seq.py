@@ -336,13 +336,13 @@ def test_bad_input_is_one_line(
         (
             {"datasets": empty},
             DataError,
-            r"train row 4: the source is empty \(1 such rows\).*--on_bad_row skip",
+            r"\.jsonl line 4: the source is empty; remove such rows, or --on_bad_row skip",
         ),
-        ({"datasets": hollow}, DataError, "train row 4: the target is empty"),
+        ({"datasets": hollow}, DataError, r"\.jsonl line 4: the target is empty"),
         (
             {"datasets": number},
             DataError,
-            "train row 1: target is '1', not text or a list of texts",
+            r"\.jsonl line 1: target is '1', not text or a list of texts",
         ),
         ({"tokenizer_name_or_path": tiny_llama}, ConfigError, "tokenizer"),
         (

@@ -201,12 +201,12 @@ def test_tags_that_are_no_entities_are_scored_by_accuracy(tag, tmp_path: Path) -
     [
         (
             {"tokens": ["a", "b"], "ner_tags": ["O"]},
-            r"train row 3: 2 words but 1 tags; each word needs one",
+            r"bad.jsonl line 3: 2 words but 1 tags; each word needs one",
         ),
-        ({"tokens": ["", " "], "ner_tags": ["O", "O"]}, r"train row 3: the text is empty"),
+        ({"tokens": ["", " "], "ner_tags": ["O", "O"]}, r"bad.jsonl line 3: the text is empty"),
         (
             {"tokens": ["a", "b"], "ner_tags": ["O", "I-thing"]},
-            r"train: 1 entities begin with I- .* I-thing after O at",
+            r"bad.jsonl line 3: I-thing after O at word 2; 1 entities begin with I- .* keep leaves",
         ),
         ({"tokens": ["a"], "ner_tags": ["B-animal"]}, None),
     ],
@@ -231,7 +231,7 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
         (
             {"eval_datasets": outside},
             DataError,
-            r"eval row 1: the tag 'B-planet' is none of the train rows', O, B-",
+            r"outside.jsonl line 1: the tag 'B-planet' is none of the train rows'; they have O, B-",
         ),
         (
             {"datasets": numbers},
@@ -241,7 +241,7 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
         (
             {"datasets": numbers, "tag_names": "O"},
             DataError,
-            "row 1: tag 1 is outside of the 1 names O",
+            "numbers.jsonl line 1: tag 1 is outside of the 1 names O",
         ),
         ({"datasets": text}, DataError, "found text, label; set --tokens_column and --tags_column"),
         ({"tokenizer": 1}, ConfigError, "--tokenizer"),

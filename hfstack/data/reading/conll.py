@@ -1,7 +1,8 @@
 """Read a file of words, one a line with its tags, as sentences (CoNLL).
 
 Which column holds the words and which the tags is read from the first lines: of CoNLL-2003 the
-first and the last, but some data number their words, or write the tag first.
+first and the last, but some data number their words, or write the tag first. A file `.conllu` has
+the ten columns of Universal Dependencies, and its tags are the universal parts of speech.
 """
 
 import re
@@ -15,6 +16,11 @@ from hfstack.data.reading.opening import open_bytes, read_head, read_lines
 
 _TAG = re.compile(r"O|[BIESLUMW]-\S+")
 _DOCUMENT = "-DOCSTART-"
+
+# https://universaldependencies.org/format.html; `tokens` and `tags` are FORM and UPOS
+_UNIVERSAL = "id tokens lemmas tags xpos feats head deprel deps misc".split()
+# what stands beside the words: 3-4 spans of two that are written as one, 5.1 one left unsaid
+_NO_WORD = re.compile(r"\d+-\d+|\d+\.\d+")
 _BLANKS = re.compile(r"[ \t]+")  # others, such as the wide blank of Chinese, are words
 
 
@@ -26,6 +32,7 @@ class _LineColumns:
     words: int
     tags: int
     known: frozenset[str]
+    names: tuple[str, ...] = ()
 
     def is_comment(self, text: str, cells: list[str]) -> bool:
         """Return whether a line before a sentence is none of its words: `# id 7`."""
@@ -48,7 +55,7 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     Columns are separated by tabs where a line has one, else by blanks; `column_2` is the second of
     the file. A sentence with a line of other columns, or with an empty word, is a bad row.
     """
-    columns = _find_columns(read_head(file))
+    columns = _universal_columns() if file.format == "conllu" else _find_columns(read_head(file))
     note(
         f"one row is a sentence; its words are column {columns.words + 1}, its tags column "
         f"{columns.tags + 1} of {columns.width}"
@@ -73,6 +80,8 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 if bad or sentence:
                     yield begin, bad or _row_of(sentence, columns), None
                 sentence, bad, begin, size_bytes = [], None, number + 1, 0
+            elif columns.names and (text.startswith("#") or _NO_WORD.fullmatch(cells[0])):
+                continue
             elif sentence or bad or not columns.is_comment(text, cells):
                 bad = bad or _problem(number, cells, columns)
                 sentence.append(cells)
@@ -110,6 +119,11 @@ def _tag_columns(words: list[list[str]]) -> list[int]:
         for column, found in enumerate(tags)
         if "O" in found and len(found) > 1 and all(map(_TAG.fullmatch, found))
     ]
+
+
+def _universal_columns() -> _LineColumns:
+    words, tags = _UNIVERSAL.index("tokens"), _UNIVERSAL.index("tags")
+    return _LineColumns(len(_UNIVERSAL), words, tags, frozenset(), tuple(_UNIVERSAL))
 
 
 def _find_columns(head: list[str]) -> _LineColumns:
@@ -150,7 +164,7 @@ def _row_of(sentence: list[list[str]], columns: _LineColumns) -> dict[str, list[
     found = [list(column) for column in zip(*sentence, strict=True)]
     row = {"tokens": found[columns.words], "tags": found[columns.tags]}
     others = {
-        f"column_{place}": column
+        columns.names[place - 1] if columns.names else f"column_{place}": column
         for place, column in enumerate(found, 1)
         if place - 1 not in (columns.words, columns.tags)
     }

@@ -13,8 +13,9 @@ from hfstack.errors import DataError
 MOST_ROW_MIB = 64
 Document = Literal["auto", "file", "paragraph", "line"]
 
-FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "conll")
+FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "conll", "conllu")
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _BRACES = re.compile(r".+\.\{[^{},/]+(,[^{},/]+)+\}(\.[a-z0-9]+)?")
 _SUFFIX = re.compile(
     rf"\.({'|'.join(FORMATS)})({'|'.join(map(re.escape, COMPRESSIONS))})?$", re.IGNORECASE
@@ -72,6 +73,12 @@ def data_file(path: Path, *, member: str = "") -> DataFile:
     Raises DataError when the name states no known format.
     """
     match = _SUFFIX.search(member or path.name)
+    if not match and _TARS.search(path.name):
+        raise DataError(
+            f"{path}: tar archives are not read, since a file in one can only be reached through "
+            "all before it: unpack it (mkdir data && tar -xf FILE -C data) and name the folder, "
+            "or pack it as .zip"
+        )
     if not match:
         raise DataError(
             f"{path}: unknown kind of file; the name must end in one of {known_suffixes()}, each "
@@ -111,6 +118,7 @@ def looks_local(path: str) -> bool:
     return (
         has_known_suffix(path)
         or is_archive(PurePath(path))
+        or _TARS.search(path) is not None
         or path[:1] in "./~"
         or glob.has_magic(path)
         or is_in_braces(path)

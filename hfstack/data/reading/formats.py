@@ -57,7 +57,7 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
             return _read_arrow(file)
         case "parallel":
             return read_parallel(file, note)
-        case "conll":
+        case "conll" | "conllu":
             return read_conll(file, note)
         case _:
             return read_txt(file, note)

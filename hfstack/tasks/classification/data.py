@@ -1,7 +1,6 @@
 """Load labelled texts: by the user's columns, or as a task of GLUE has them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,15 +8,13 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import places_of
+from hfstack.data.places import refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
-from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
+from hfstack.tasks.classification.glue import GLUE_ID, GlueTask, glue_task
 from hfstack.tasks.classification.label_columns import (
-    SHOWN_ROWS,
-    RefusedRows,
     keep_rare_classes,
     read_label_columns,
     several_zero_one,
@@ -127,9 +124,9 @@ def load_labelled(
     more: list[Source] = []
 
     if task is not None and not data_args.datasets:
-        data_args.datasets = [Source(HUB_ID, label_args.task)]
+        data_args.datasets = [Source(GLUE_ID, label_args.task)]
         if not data_args.eval_datasets:
-            first, *others = (Source(HUB_ID, label_args.task, split) for split in task.eval_splits)
+            first, *others = (Source(GLUE_ID, label_args.task, split) for split in task.eval_splits)
             data_args.eval_datasets, more = [first], others
 
     pairs = label_args.text_pair_column is not None or (
@@ -160,7 +157,7 @@ def load_labelled(
 
     sources = [*data_args.datasets, *data_args.eval_datasets]
     _leave_out_unlabelled(splits, label_args.label_column[0], sources, row_counts)
-    with _rows_by_line(splits, columns, label_args.label_column, sources):
+    with rows_by_line(splits, columns, label_args.label_column, sources):
         rows_of, label_column, given = read_label_columns(
             dict(splits), label_args.label_column, kind=kind, given=given
         )
@@ -208,11 +205,11 @@ def encode_split(
     values = {column: rows[column][:] for column in labelled.columns if column is not None}
     texts, pairs, empty = read_texts(values, labelled.columns, name=f"{name} row")
     label = labelled.label_column
-    with _rows_by_line(labelled.splits, labelled.columns, [label], labelled.sources):
+    with rows_by_line(labelled.splits, labelled.columns, [label], labelled.sources):
         targets = label_targets(rows, label, labelled.labels, name=name)
-        if empty and not skip_empty:
+        if not skip_empty:
             problems = [(name, index + 1, "the text is empty") for index in empty]
-            raise RefusedRows(problems, "remove such rows, or --on_bad_row skip")
+            refuse_rows(problems, "remove such rows, or --on_bad_row skip")
 
     # Whole first: only then is it known which are too long, and by how much.
     whole = encode_texts(tokenizer, texts, pairs, max_length=None)
@@ -288,28 +285,6 @@ def _leave_out_unlabelled(
         labelled = [index for index, value in enumerate(rows[label]) if value is not None]
         row_counts.leave_out(name, "in a folder of no class", len(rows) - len(labelled))
         splits[name] = rows.select(labelled)
-
-
-@contextmanager
-def _rows_by_line(
-    splits: Mapping[str, Dataset],
-    texts: Sequence[str | None],
-    labels: Sequence[str],
-    sources: Sequence[Source],
-) -> Iterator[None]:
-    """Name rows that are refused by their files and lines.
-
-    A label may have been read as something else than what stands in the file: then the text alone
-    says which row it is.
-    """
-    try:
-        yield
-    except RefusedRows as error:
-        shown = [splits[split][number - 1] for split, number, _ in error.problems[:SHOWN_ROWS]]
-        columns = [column for column in texts if column is not None]
-        exact = places_of(shown, [*columns, *labels], sources)
-        places = exact if all(exact) else places_of(shown, columns, sources)
-        raise RefusedRows(error.problems, error.advice, places) from None
 
 
 def _text_columns(

@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
+from hfstack.data.places import SHOWN_ROWS, RowProblem, refuse_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -22,43 +23,10 @@ logger = get_logger(__name__)
 Values = dict[str, list[Any]]
 """The labels of each split."""
 
-RowProblem = tuple[str, int, str]
-"""The split, the number of the row in it from 1, and what is wrong."""
-
 _MOST_WHOLE_DECIMALS = 20
-SHOWN_ROWS = 5
 _NUMPY_LIST = re.compile(r"\[\s*[-\d.]+(\s+[-\d.]+)*\s*\]")
 _NUMPY_TEXTS = re.compile(r"""\[\s*(['"])[^'"]*\1(\s+\1[^'"]*\1)+\s*\]""")
-_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)*")
-
-
-class RefusedRows(DataError):
-    """Rows cannot be used: the first five are named, and all are counted.
-
-    Args:
-        problems: split, number and what is wrong, of each row.
-        advice: what to do with such rows.
-        places: of the first rows, their files and lines where these are known.
-    """
-
-    def __init__(
-        self, problems: Sequence[RowProblem], advice: str = "", places: Sequence[str | None] = ()
-    ) -> None:
-        self.problems, self.advice = problems, advice
-        named = [*places, *[None] * SHOWN_ROWS]
-        shown = "; ".join(
-            f"{place or f'{split} row {number}'}: {detail}"
-            for (split, number, detail), place in zip(problems[:SHOWN_ROWS], named, strict=False)
-        )
-        count = f"{len(problems)} rows cannot be used, first: " if len(problems) > 1 else ""
-        more = "; ..." if len(problems) > SHOWN_ROWS else ""
-        super().__init__(f"{count}{shown}{more}{f'; {advice}' if advice else ''}")
-
-
-def refuse_rows(problems: Sequence[RowProblem], advice: str = "") -> None:
-    """Raise RefusedRows where there are any problems."""
-    if problems:
-        raise RefusedRows(problems, advice)
+_LISTED_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)*")
 
 
 def read_label_columns(
@@ -211,7 +179,7 @@ def _texts_as_lists(values: Values, column: str, kind: str | None) -> Values:
             ]
             for split, own in values.items()
         }
-    if commas and all(_NUMBERS.fullmatch(value.strip()) for value in flat if value.strip()):
+    if commas and all(_LISTED_NUMBERS.fullmatch(value.strip()) for value in flat if value.strip()):
         raise DataError(
             f"column {column!r} holds text such as {commas[0]!r}: for lists of labels set --kind "
             "multi_label; for decimals write a point"

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
 
+from hfstack.data.places import RowProblem, refuse_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.tasks.classification.label_columns import RowProblem, refuse_rows
 
 logger = get_logger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import places_of
+from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -110,34 +110,36 @@ def read_questions(
                 "--question_column, --context_column or --answers_column"
             )
 
-    question_column, context_column, answers_column = columns
-    questions = []
-    repaired = skipped = 0
-
-    def place_of(row: Mapping[str, Any], number: int) -> str:
-        return places_of([row], columns, sources)[0] or f"{name} row {number}"
+    questions: list[Question] = []
+    wrong: list[RowProblem] = []
+    misplaced: list[RowProblem] = []
+    repaired = 0
 
     for number, row in enumerate(cast(Any, rows), 1):
-        for column in (question_column, context_column):
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise DataError(f"{place_of(row, number)}: the {column} is empty, or no text")
+        try:
+            asked, context, pairs = _read_row(row, columns)
+        except DataError as error:
+            wrong.append((name, number, str(error)))
+            continue
 
         # "mend" is the name of "repair" before 0.2
-        context = row[context_column]
         answers, moved, problem = _checked_answers(
-            context, _pairs(row[answers_column]), repair=bad_answers in ("repair", "mend")
+            context, pairs, repair=bad_answers in ("repair", "mend")
         )
         repaired += moved
 
         if problem is None:
             identifier = str(row.get("id", f"{name}-{number}"))
-            questions.append(Question(identifier, row[question_column], context, answers))
-        elif bad_answers == "fail":
-            place = place_of(row, number)
-            raise DataError(f"{place}: {problem}; fix the row, or --bad_answers skip or repair")
+            questions.append(Question(identifier, asked, context, answers))
         else:
-            skipped += 1
+            misplaced.append((name, number, problem))
 
+    with rows_by_line({name: cast(Any, rows)}, columns, (), sources):
+        refuse_rows(wrong)
+        if bad_answers == "fail":
+            refuse_rows(misplaced, "fix such rows, or --bad_answers skip or repair")
+
+    skipped = len(misplaced)
     if repaired or skipped:
         logger.warning(
             "%s: %d answers were not where their rows said and are repaired, %d of %d rows left "
@@ -154,6 +156,17 @@ def read_questions(
         row_counts.leave_out(name, "whose answer is not in its context", skipped)
         row_counts.name_columns(rows.column_names, [*columns, "id"])
     return questions
+
+
+def _read_row(
+    row: Mapping[str, Any], columns: tuple[str, str, str]
+) -> tuple[str, str, list[tuple[str, int | None]]]:
+    """Return a row's question, context and answers, or raise DataError where one is none."""
+    for column in columns[:2]:
+        if not isinstance(row[column], str) or not row[column].strip():
+            raise DataError(f"the {column} is empty, or no text")
+
+    return row[columns[0]], row[columns[1]], _pairs(row[columns[2]])
 
 
 def _checked_answers(

@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.data.columns import require_columns
+from hfstack.data.places import refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
@@ -37,8 +38,6 @@ from hfstack.training.checks import (
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 logger = get_logger(__name__)
-
-_RENDER_TOOLS = frozenset({"ppo", "rloo", "grpo"})  # win_rate asks without
 
 
 def load_prompts(
@@ -67,8 +66,10 @@ def load_prompts(
     row_counts = RowCounts() if row_counts is None else row_counts
     splits = load_splits(named, quarantine_file=quarantine_file, row_counts=row_counts)
 
+    sources = [*data_args.datasets, *data_args.eval_datasets]
     for split, rows in splits.items():
         require_columns(rows, {column}, recipe=recipe)
+        as_read: Any = rows
 
         # The column that is named takes the place of one called `prompt`.
         if column != "prompt":
@@ -82,13 +83,17 @@ def load_prompts(
             continue
 
         chat = as_chat or _is_turns(rows[0]["prompt"])
-        beside = _find_beside(rows, recipe=recipe, chat=chat)
+        beside = _find_beside(rows, chat=chat)
         if split == "train":
             read = ["prompt", *beside.values()]
             row_counts.name_columns(rows.column_names, read, rest_for_rewards=True)
-        for number, row in enumerate(cast(Any, rows), 1):
-            if problem := _row_problem(row, beside=beside):
-                raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")
+        problems = [
+            (split, number, f"column {column!r}: {problem}")
+            for number, row in enumerate(cast(Any, rows), 1)
+            if (problem := _row_problem(row, beside=beside))
+        ]
+        with rows_by_line({split: as_read}, [column], (), sources):
+            refuse_rows(problems)
 
         # JSON because Arrow would give every turn the keys of all turns, and templates read them
         if chat:
@@ -156,12 +161,12 @@ def prompt_problems(
 
 
 def tokenize_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a prompt; turns are rendered with their tools.
+    """Return the tokens of a prompt up to its answer; turns are rendered with their tools.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return cast(list[int], tokenizer(prompt)["input_ids"])
+        return encode_for_generation(tokenizer, prompt)
 
     if tokenizer.chat_template is None:
         raise ConfigError(
@@ -202,6 +207,11 @@ def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any
     return bos + token_ids[len(token_ids) - longest + len(bos) :]
 
 
+def read_chat(names: Sequence[str | None], as_chat: bool | None) -> bool:
+    """Return whether all models read plain prompts as turns: then tools have a place."""
+    return all(follow_rendering(name, as_chat, flag="as_chat", usual=True) for name in names)
+
+
 def as_the_model_reads(
     prompts: Sequence[Any], name: str | None, *, as_chat: bool | None
 ) -> list[Any]:
@@ -223,15 +233,9 @@ def as_the_model_reads(
     ]
 
 
-def _find_beside(rows: Dataset, *, recipe: str, chat: bool) -> dict[str, str]:
+def _find_beside(rows: Dataset, *, chat: bool) -> dict[str, str]:
     """Return the columns that go into the chat template, by their use; log the others."""
     beside = columns_beside(rows, [name for name in rows.column_names if name != "prompt"])
-    if recipe not in _RENDER_TOOLS and "tools" in beside:
-        logger.warning(
-            "the column %r is not read: %s renders prompts without tools",
-            beside.pop("tools"),
-            recipe,
-        )
     if beside and not chat:
         logger.warning(
             "the columns %s are not read: only conversations have a place for them (--as_chat)",

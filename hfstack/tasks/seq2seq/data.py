@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -65,10 +66,14 @@ def load_pairs(
     )
 
     skip_empty = data_args.on_bad_row != "fail"
-    pairs = {
-        name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=row_counts)
-        for name, rows in splits.items()
-    }
+    found = set(splits["train"].column_names)
+    read = [each if each in found else part for each, part in zip(columns, outer, strict=True)]
+    sources = [*data_args.datasets, *data_args.eval_datasets]
+    with rows_by_line(splits, read, (), sources):
+        pairs = {
+            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=row_counts)
+            for name, rows in splits.items()
+        }
     return pairs, splits.inputs
 
 
@@ -101,21 +106,24 @@ def read_pairs(
             )
 
     pairs: list[Pair] = []
-    empty: list[tuple[int, str]] = []
+    empty: list[RowProblem] = []
+    wrong: list[RowProblem] = []
 
     for number, row in enumerate(cast(Any, rows), 1):
-        source, targets = _read_row(row, columns, place=f"{name} row {number}")
+        try:
+            source, targets = _read_row(row, columns)
+        except DataError as error:
+            wrong.append((name, number, str(error)))
+            continue
+
         if source and targets:
             pairs.append(Pair(source, targets))
         else:
-            empty.append((number, "target" if source else "source"))
+            empty.append((name, number, f"the {'target' if source else 'source'} is empty"))
 
-    if empty and not skip_empty:
-        number, what = empty[0]
-        raise DataError(
-            f"{name} row {number}: the {what} is empty ({len(empty)} such rows); remove them, or "
-            "--on_bad_row skip"
-        )
+    refuse_rows(wrong)
+    if not skip_empty:
+        refuse_rows(empty, "remove such rows, or --on_bad_row skip")
 
     if empty:
         logger.warning(
@@ -134,29 +142,25 @@ def read_pairs(
     return pairs
 
 
-def _read_row(
-    row: Mapping[str, Any], columns: tuple[str, str], *, place: str
-) -> tuple[str, list[str]]:
+def _read_row(row: Mapping[str, Any], columns: tuple[str, str]) -> tuple[str, list[str]]:
     """Return the source and the targets of a row, without what is blank."""
-    source, target = (column_value(row, column, place=place) for column in columns)
+    source, target = (column_value(row, column) for column in columns)
     if not isinstance(source, str | None):
-        raise DataError(f"{place}: {columns[0]} is {str(source)[:40]!r}, not text")
+        raise DataError(f"{columns[0]} is {str(source)[:40]!r}, not text")
 
     listed = [target] if isinstance(target, str | None) else target
     if not isinstance(listed, list) or not all(isinstance(text, str | None) for text in listed):
-        raise DataError(
-            f"{place}: {columns[1]} is {str(target)[:40]!r}, not text or a list of texts"
-        )
+        raise DataError(f"{columns[1]} is {str(target)[:40]!r}, not text or a list of texts")
 
     kept = source if source and source.strip() else ""
     return kept, [text for text in listed if text and text.strip()]
 
 
-def column_value(row: Mapping[str, Any], column: str, *, place: str) -> Any:
+def column_value(row: Mapping[str, Any], column: str) -> Any:
     """Return what a row has in a column, or in a part of it: `translation.en`.
 
     Raises:
-        DataError: there is neither; `place` names the row.
+        DataError: there is neither.
     """
     if column in row:
         return row[column]
@@ -168,9 +172,7 @@ def column_value(row: Mapping[str, Any], column: str, *, place: str) -> Any:
             return row[outer][inner]
         inside = f" ({outer} has {', '.join(row[outer])})"
 
-    raise DataError(
-        f"{place} has no column {column!r}, found {', '.join(row)}{inside}; {_COLUMN_HINT}"
-    )
+    raise DataError(f"no column {column!r}, found {', '.join(row)}{inside}; {_COLUMN_HINT}")
 
 
 def encode_sources_and_targets(

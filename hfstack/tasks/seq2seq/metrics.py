@@ -194,7 +194,7 @@ def load_seq2seq_predictor(
     ends = required_end_ids(model, tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        texts = [prefix + column_value(row, column, place="") for row in rows]
+        texts = [prefix + column_value(row, column) for row in rows]
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
 
         long = sum(length > limit for length in whole)
@@ -209,7 +209,7 @@ def load_seq2seq_predictor(
 
     def problem_of(row: dict[str, Any]) -> str | None:
         try:
-            text = column_value(row, column, place="")
+            text = column_value(row, column)
         except DataError:
             return problem_of_texts([column], "--text_column")(row)
         return problem_of_text(text, column)

@@ -9,13 +9,16 @@ Legend: N windows, T tokens of a window, B windows of a batch.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -64,6 +67,46 @@ def tags_columns(named: str | None) -> tuple[str, ...]:
     return _USUAL_COLUMNS if named is None else (named,)
 
 
+def load_sentences(
+    data_args: DataArgs,
+    *,
+    tokens_column: str,
+    tags_column: str | None,
+    tag_names: Sequence[str],
+    bad_tags: BadTags,
+    quarantine_file: Path,
+    row_counts: RowCounts,
+) -> tuple[dict[str, list[Sentence]], list[str], dict[str, list[dict[str, Any]]]]:
+    """Return the sentences of each split, the tags, and what run.json says of the sources.
+
+    Equal sentences stay on one side of the split. Arguments and errors are those of
+    `read_sentences`, `tag_set` and `check_tags`; rows are refused by file and line.
+    """
+    by_words = replace(data_args, text_column=tokens_column)
+    columns = {tokens_column, *tags_columns(tags_column)}
+    splits = load_splits(by_words, columns, quarantine_file=quarantine_file, row_counts=row_counts)
+    sources = [*data_args.datasets, *data_args.eval_datasets]
+
+    with rows_by_line(splits, [tokens_column], tags_columns(tags_column), sources):
+        sentences = {
+            name: read_sentences(
+                rows,
+                tokens_column=tokens_column,
+                tags_column=tags_column,
+                tag_names=tag_names,
+                name=name,
+                row_counts=row_counts,
+            )
+            for name, rows in splits.items()
+        }
+
+        names = tag_set(sentences["train"], tag_names, bad_tags=bad_tags)
+        for name in sentences:
+            sentences[name] = check_tags(sentences[name], names, bad_tags=bad_tags, name=name)
+
+    return sentences, names, splits.inputs
+
+
 def read_sentences(
     rows: Dataset,
     *,
@@ -99,53 +142,56 @@ def read_sentences(
     inner: Any = getattr(rows.features[tags_column], "feature", None)
     names = list(inner.names) if isinstance(inner, ClassLabel) else list(tag_names)
 
-    sentences = []
+    sentences: list[Sentence] = []
+    problems: list[RowProblem] = []
     columns = zip(rows[tokens_column], rows[tags_column], strict=True)
     for number, (words, tags) in enumerate(columns, 1):
-        place = f"{name} row {number}"
-        checked = check_words(words, place=place, column=tokens_column)
-        if not isinstance(tags, list) or len(tags) != len(checked):
-            count = len(tags) if isinstance(tags, list) else "no list of"
-            raise DataError(f"{place}: {len(checked)} words but {count} tags; each word needs one")
+        try:
+            checked = _checked_words(words, tokens_column)
+            sentences.append(Sentence(checked, _named_tags(tags, len(checked), tags_column, names)))
+        except DataError as error:
+            problems.append((name, number, str(error)))
 
-        kinds = {type(tag) for tag in tags}
-        if len(kinds) > 1 or not kinds <= {str, int}:
-            shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise DataError(
-                f"{place}: column {tags_column!r} holds {shown}; write all tags as names, or as "
-                "numbers"
-            )
-
-        sentences.append(Sentence(checked, [_tag_name(tag, names, place) for tag in tags]))
-
+    refuse_rows(problems)
     return sentences
 
 
-def check_words(words: Any, *, place: str, column: str) -> list[str]:
+def _checked_words(words: Any, column: str) -> list[str]:
     """Return the words of a row, or raise DataError when there are none."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise DataError(f"{place}: {column} is {str(words)[:40]!r}, not a list of words")
+        raise DataError(f"{column} is {str(words)[:40]!r}, not a list of words")
     if not any(word.strip() for word in words):
-        raise DataError(f"{place}: the text is empty; remove the row")
+        raise DataError("the text is empty; remove the row")
     return words
 
 
-def _tag_name(tag: str | int, names: Sequence[str], place: str) -> str:
+def _named_tags(tags: Any, words: int, column: str, names: Sequence[str]) -> list[str]:
+    """Return the names of a row's tags, or raise DataError where it has not one a word."""
+    if not isinstance(tags, list) or len(tags) != words:
+        count = len(tags) if isinstance(tags, list) else "no list of"
+        raise DataError(f"{words} words but {count} tags; each word needs one")
+
+    kinds = {type(tag) for tag in tags}
+    if len(kinds) > 1 or not kinds <= {str, int}:
+        shown = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(f"column {column!r} holds {shown}; write all tags as names, or as numbers")
+
+    return [_tag_name(tag, names) for tag in tags]
+
+
+def _tag_name(tag: str | int, names: Sequence[str]) -> str:
     if isinstance(tag, str):
         if names and tag not in names:
-            raise DataError(f"{place}: the tag {tag!r} is none of {', '.join(names[:10])}")
+            raise DataError(f"the tag {tag!r} is none of {', '.join(names[:10])}")
         return tag
 
     if not names:
         raise DataError(
-            f"{place}: tags are numbers without names; name them in order with --tag_names O "
-            "B-person ..."
+            "tags are numbers without names; name them in order with --tag_names O B-person ..."
         )
 
     if not 0 <= tag < len(names):
-        raise DataError(
-            f"{place}: tag {tag} is outside of the {len(names)} names {', '.join(names[:10])}"
-        )
+        raise DataError(f"tag {tag} is outside of the {len(names)} names {', '.join(names[:10])}")
 
     return names[tag]
 
@@ -218,15 +264,16 @@ def check_tags(
     if scheme is None or scheme == "IOE":
         return sentences
 
-    problems, first = 0, ""
+    bad_rows: list[RowProblem] = []
+    problems = 0
     repaired = []
     for number, sentence in enumerate(sentences, 1):
         tags = sentence.tags
         bad = _bad_places(tags, scheme)
         problems += len(bad)
-        if bad and not first:
+        if bad:
             before = tags[bad[0] - 1] if bad[0] else "O"
-            first = f"{tags[bad[0]]} after {before} at word {bad[0] + 1} of row {number}"
+            bad_rows.append((name, number, f"{tags[bad[0]]} after {before} at word {bad[0] + 1}"))
         repaired.append(Sentence(sentence.words, rewrite_entities(tags, scheme) if bad else tags))
 
     if not problems:
@@ -239,27 +286,31 @@ def check_tags(
     )
     if bad_tags == "fail":
         effect = "makes them B-" if scheme == "BIO" else f"makes each run of a type whole {scheme}"
-        raise DataError(
-            f"{name}: {what}, first {first}; --bad_tags repair {effect}, keep leaves them"
-        )
+        refuse_rows(bad_rows, f"{what}; --bad_tags repair {effect}, keep leaves them")
 
     if bad_tags == "repair":
         # What train rows do not show can stand in repaired held-out rows.
         _check_known(repaired, names, f"{name}, repaired")
     ways = {"repair": "repaired", "keep": "kept" if scheme == "BIO" else "kept, and not scored"}
+    first = f"{bad_rows[0][2]} of row {bad_rows[0][1]}"
     logger.warning("%s: %s, first %s: %s", name, what, first, ways[bad_tags])
     return repaired if bad_tags == "repair" else sentences
 
 
 def _check_known(sentences: Sequence[Sentence], names: Sequence[str], name: str) -> None:
-    """Refuse the first tag that is not in the set."""
+    """Refuse rows with a tag that is not in the set."""
     known = set(names)
-    for number, sentence in enumerate(sentences, 1):
-        if unknown := [tag for tag in sentence.tags if tag not in known]:
-            raise DataError(
-                f"{name} row {number}: the tag {unknown[0]!r} is none of the train rows', "
-                f"{', '.join(names)}"
-            )
+    unknown = (
+        (number, tag)
+        for number, sentence in enumerate(sentences, 1)
+        for tag in [next((tag for tag in sentence.tags if tag not in known), None)]
+    )
+    problems = [
+        (name, number, f"the tag {tag!r} is none of the train rows'")
+        for number, tag in unknown
+        if tag is not None
+    ]
+    refuse_rows(problems, f"they have {', '.join(names)}: name what they lack with --tag_names")
 
 
 def _bad_places(tags: Sequence[str], scheme: Scheme) -> list[int]:

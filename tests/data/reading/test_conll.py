@@ -97,3 +97,29 @@ def test_tags_of_words_are_read_by_the_name_of_the_file(tmp_path: Path) -> None:
     text = "the DT\nowl NN\n\nhe PRP\n"
     assert [row["tags"] for row in read(tmp_path / "a.conll", text)] == [["DT", "NN"], ["PRP"]]
     assert "text" in read(tmp_path / "a.txt", text)[0]
+
+
+UNIVERSAL = """\
+# text = Vámonos al mar
+1-2\tVámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tVamos\tir\tVERB\t_\tMood=Imp\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\t_\t_\t1\tobj\t_\t_
+# a comment between words
+3.1\tal\t_\t_\t_\t_\t_\t_\t_\t_
+3\t#\t#\tSYM\t_\t_\t1\tobl\t_\t_
+
+1\tmar\tmar\tNOUN\t_\t_\t0\troot\t_\tSpaceAfter=No
+"""
+
+
+def test_universal_dependencies(tmp_path: Path) -> None:
+    path = tmp_path / "es.conllu"
+    path.write_text(UNIVERSAL)
+    first, second = read_rows(expand_files(str(path)))
+    assert first["tokens"] == ["Vamos", "nos", "#"] and first["tags"] == ["VERB", "PRON", "SYM"]
+    assert first["lemmas"] == ["ir", "nosotros", "#"] and first["head"] == ["0", "1", "1"]
+    assert first["feats"] == ["Mood=Imp", "_", "_"] and second["misc"] == ["SpaceAfter=No"]
+
+    path.write_text(UNIVERSAL.replace("\t_\tSpaceAfter=No", ""))
+    with pytest.raises(DataError, match=r"es.conllu line 9: line 9 has 8 columns where most have"):
+        list(read_rows(expand_files(str(path))))

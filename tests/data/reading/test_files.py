@@ -53,3 +53,10 @@ def test_fingerprint_is_blake2b_and_follows_the_content(tmp_path: Path) -> None:
     }
     file.write_bytes(PLAIN[::-1])
     assert fingerprint(file)["blake2b"] != first["blake2b"]
+
+
+@pytest.mark.parametrize("name", ["rows.tar", "rows.tar.gz", "rows.TGZ", "a/rows.tar.zst"])
+def test_tar_archives_are_refused_with_the_way_out(name: str) -> None:
+    assert looks_local(name)
+    with pytest.raises(DataError, match=f"^{name}: tar archives are not read, .* as .zip$"):
+        data_file(Path(name))

@@ -25,6 +25,7 @@ from hfstack.tasks.rl.prompts import (
     tokenize_prompt,
     truncate_prompt,
 )
+from hfstack.tokens.turns import read_tools
 from hfstack.training.preflight import NO_SHARED_ROW
 
 
@@ -78,14 +79,13 @@ def test_conversations_are_read_as_public_data_writes_them(
     asked = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
     tools = [{"name": "find_fox", "parameters": {}}]
     row = {"prompt": [*asked, {"role": "user", "content": parts}], "system": "Be brief."}
-    asked_without = load([row | {"tools": tools}], recipe="win_rate")
-    assert asked_without["train"]["prompt"][0] == [
-        {"role": "system", "content": "Be brief."},
+    asked_with = load([row | {"tools": tools}], recipe="win_rate")
+    assert asked_with["train"]["prompt"][0] == [
+        {"role": "system", "content": "Be brief.", "tools": read_tools(tools)},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "Who is it?"},
     ]
-    assert "the column 'tools' is not read: win_rate renders prompts without tools" in caplog.text
     plain = load([{"prompt": "Hi", "system": "Be brief."}])["train"]["prompt"][0]
     assert plain == "Hi" and "the columns 'system' are not read" in caplog.text
 
@@ -144,14 +144,14 @@ def test_turns_that_the_template_drops_are_a_problem(llama: tuple[Any, Any]) -> 
     ("row", "message"),
     [
         ({"question": "Why?"}, r"rloo needs the columns prompt; found: question; .*--text_column"),
-        ({"prompt": " "}, "train row 1, column 'prompt': the prompt is empty"),
+        ({"prompt": " "}, "rows.jsonl line 1: column 'prompt': the prompt is empty"),
         (
             {"prompt": [{"role": "assistant", "content": "hi"}]},
             "the conversation ends with an answer",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
-            "train row 1, column 'prompt': a part of content is 'image'",
+            "rows.jsonl line 1: column 'prompt': a part of content is 'image'",
         ),
         ({"prompt": 3}, r"a prompt is text or a list of messages \{role, content\}, got '3'"),
     ],
