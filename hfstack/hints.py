@@ -9,6 +9,7 @@ from collections.abc import Iterable
 # What people type from other tools, and the options here that mean it; the first known one counts.
 _ALIASES = {
     "lr": ("learning_rate",),
+    # how long, and by how much
     "epochs": ("num_train_epochs",),
     "num_epochs": ("num_train_epochs",),
     "batch_size": ("per_device_train_batch_size",),
@@ -22,6 +23,7 @@ _ALIASES = {
     "optimizer": ("optim",),
     "clip": ("max_grad_norm",),
     "resume": ("resume_from_checkpoint",),
+    # models and data
     "model": ("model_name_or_path", "run"),
     "model_name": ("model_name_or_path",),
     "model_path": ("model_name_or_path",),
@@ -36,10 +38,12 @@ _ALIASES = {
     "prompt": ("prompts",),
     "output": ("output_dir",),
     "out_dir": ("output_dir",),
+    # lengths
     "context_length": ("block_size", "max_length"),
     "max_seq_length": ("max_length", "block_size"),
     "seq_len": ("max_length", "block_size"),
     "max_tokens": ("max_new_tokens", "max_completion_length"),
+    # adapters
     "lora": ("use_peft",),
     "peft": ("use_peft",),
     "qlora": ("load_in_4bit",),

@@ -56,6 +56,7 @@ _SHAPES = (
     _shape(
         "an OpenAI-style key", "sk-", r"sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]|[A-Za-z0-9]){20,}"
     ),
+    # of code hosts
     _shape(
         "a GitHub token",
         "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
@@ -66,6 +67,7 @@ _SHAPES = (
         "glpat- gldt- glft- glsoat- glrt- glcbt- glptt- gloas- glagent- glimt- GR1348941",
         r"(?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|oas|agent|imt)-|GR1348941)[A-Za-z0-9_.-]{20,}",
     ),
+    # of clouds
     _shape(
         "an AWS access key",
         "AKIA ASIA ABIA ACCA",
@@ -77,6 +79,7 @@ _SHAPES = (
         "GOCSPX- ya29.",
         r"GOCSPX-[A-Za-z0-9_-]{20,}|ya29\.[A-Za-z0-9_-]{20,}",
     ),
+    # of messages, payments and packages
     _shape(
         "a Slack token",
         "xox xapp-",
@@ -93,6 +96,7 @@ _SHAPES = (
         "sk_live_ sk_test_ rk_live_ rk_test_ whsec_",
         r"(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9+/]{16,}",
     ),
+    # of registries and other services
     _shape("an npm token", "npm_", rf"npm_{_MIXED}[A-Za-z0-9]{{30,}}"),
     _shape("a PyPI token", "pypi-AgE", r"pypi-AgE[A-Za-z0-9_-]{50,}"),
     _shape("a Databricks token", "dapi dkea", r"(?:dapi|dkea)[0-9a-f]{32}(?:-\d)?(?![0-9a-z])"),
@@ -103,6 +107,7 @@ _SHAPES = (
         "gsk_ r8_ xai- nvapi- pplx-",
         rf"(?:gsk_|r8_|xai-|nvapi-|pplx-){_MIXED}[A-Za-z0-9_-]{{30,}}",
     ),
+    # of no one service
     _shape("a JSON Web Token", "eyJ", r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[\w-]*"),
     _shape(
         "a private key",

@@ -70,6 +70,7 @@ class MaskingArgs:
     """Keep attention inside each document of a block; off, a token also sees the others of its
     block.
     """
+    # what is looked at while it trains
     pseudo_perplexity_texts: int = 32
     """Held-out texts whose tokens are masked one by one at the end, up to block_size tokens each; 0
     for none.

@@ -164,6 +164,8 @@ class DataArgs:
     """
     text_column: str = "text"
     """Column that holds the text, where the recipe reads plain text."""
+
+    # what is done with files as they are
     on_bad_row: OnBadRow = "fail"
     """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file.
     """

@@ -32,6 +32,8 @@ _SWAPS = {
     "had": "got",
     "so": "thus",
 }
+
+# what pages have that is none of their text
 _COOKIE_NOTICES = (
     "This website uses cookies to improve your experience. Accept all | Settings",
     "We value your privacy. By continuing to browse you agree to our use of cookies.",

@@ -136,6 +136,8 @@ _OUTCOMES = {
     for trait in plot.deeds
     for ending in ("happy", "sad")
 }
+
+# how a hero is introduced, and feels at the end
 _INTRODUCTIONS = {
     (trait, step): _compiled(lines, {**PHRASES, "habit": _SHARED["habits"][trait]})
     for trait in TRAITS
@@ -151,6 +153,8 @@ _MORALS = {
     key: _compiled([lead + line for line in lines for lead in _MORAL_LEADS])
     for key, lines in _SHARED["morals"].items()
 }
+
+# what stands around the plot: the frame, the weather, details
 _FRAMES = _compiled(_SHARED["frames"]["all"])
 _SCENES = {
     name: _compiled(
@@ -163,6 +167,8 @@ _THOUGHTS_OF = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].
 _WHEN = _compiled(
     [f"it all began {time}." for which in ("weather", "plain") for time in _SHARED["times"][which]]
 )
+
+# what may be chosen together
 _PLOTS_OF_TRAIT = {trait: tuple(plot for plot in PLOTS if trait in plot.deeds) for trait in TRAITS}
 _THINGS_OF_PLOT = {
     plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles))

@@ -14,18 +14,21 @@ _METRICS = {
     "bits_per_byte": ("Bits per byte", "bits/byte", "number"),
     "eval_bits_per_byte": ("Held-out bits per byte", "bits/byte", "number"),
     "bytes_per_token": ("Bytes per token", "bytes/token", "number"),
+    # of the training
     "learning_rate": ("Learning rate", "", "number"),
     "grad_norm": ("Gradient norm", "", "number"),
     "mfu": ("Model-FLOPs utilisation", "", "share"),
     "train_runtime": ("Training time", "", "duration"),
     "eval_runtime": ("Evaluation time", "", "duration"),
     "total_flos": ("Training compute", "FLOP", "large"),
+    # N, D and C of scaling laws
     "parameters": ("Parameters", "", "large"),
     "parameters_non_embedding": ("Parameters outside embeddings", "", "large"),
     "unique_tokens": ("Tokens of the training set", "", "large"),
     "flops": ("Training compute, counted", "FLOP", "large"),
     "flops_6nd": ("Training compute, 6ND", "FLOP", "large"),
     "flops_kaplan": ("Training compute, 6ND without embeddings", "FLOP", "large"),
+    # of texts and tokenizers
     "documents_in": ("Documents read", "", "number"),
     "documents_out": ("Documents kept", "", "number"),
     "documents_train": ("Documents for training", "", "number"),

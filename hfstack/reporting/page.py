@@ -49,6 +49,8 @@ _HEADLINES = {
     "seq2seq": ("eval_bleu", "eval_chrf"),
     "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
 }
+
+# of a recipe that is not listed, the first of these that it has
 _ANY_HEADLINE = (
     "bits_per_byte",
     "eval_bits_per_byte",
@@ -58,6 +60,7 @@ _ANY_HEADLINE = (
     "train_loss",
     "tokens_per_s",
 )
+
 _STATUS = {
     "finished": "finished",
     "running": "still running",

@@ -61,22 +61,30 @@ class RunRecord:
     config_hash: str
     settings: dict[str, dict[str, Any]]
     schema: int = SCHEMA
+
+    # how it went
     status: str = "running"
     error: str | None = None
     error_kind: str | None = None
     ended: str | None = None
     duration_s: float | None = None
     process: dict[str, Any] = field(default_factory=dict)
+
+    # what it read
     data: list[dict[str, Any]] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     rendering: dict[str, str] = field(default_factory=dict)
+
+    # what came out
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     save_check: dict[str, Any] = field(default_factory=dict)
+
+    # so that a resumed run goes on as the same one
     run_id: str = ""
     verified_checkpoints: bool = False
     example: str | None = None

@@ -356,6 +356,8 @@ def _wrap(
 ) -> PreTrainedTokenizerFast:
     """Wrap a trained core so that AutoTokenizer loads it, with its chat template."""
     tokenizer: PreTrainedTokenizerFast
+
+    # BERT's own class, since its words begin and end otherwise; it has no chat
     if kind == "wordpiece":
         tokenizer = BertTokenizer(
             vocab=core.get_vocab(),

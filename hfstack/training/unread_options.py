@@ -71,6 +71,7 @@ PPO_UNREAD = {
         ),
         _NO_LOADER,
     ),
+    # its batches, optimizer and evaluation are its own
     "include_num_input_tokens_seen": _OWN_COUNT,
     "length_column_name": "batches are split by the lengths of prompts and completions",
     "average_tokens_across_devices": _OWN_MEAN,

@@ -96,6 +96,7 @@ _RULES = (
         ),
         _is_public_address,
     ),
+    # identity numbers
     _Rule(
         "cn_id",
         re.compile("[0-9]{17}"),
@@ -119,6 +120,7 @@ _RULES = (
             r"(?![0-9A-Za-z])"
         ),
     ),
+    # cards and telephones
     _Rule(
         "card",
         re.compile(r"[3-6](?:[ \-]?[0-9]){12}"),

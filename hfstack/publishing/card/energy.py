@@ -11,6 +11,7 @@ from typing import Any
 _WATTS_PER_CORE = 12.0  # Green Algorithms' value for a processor that is not listed
 _WATTS_PER_GB = 0.3725
 _WATTS_UNKNOWN_ACCELERATOR = 200.0  # the same source's value for one that is not listed
+
 _WATTS = {  # of the board, from the makers' data sheets; the first name that is found counts
     "B200": 1000,
     "H200": 700,
@@ -18,6 +19,7 @@ _WATTS = {  # of the board, from the makers' data sheets; the first name that is
     "H100": 700,
     "GH200": 900,
     "A100": 400,
+    # of servers, smaller
     "L40S": 350,
     "L40": 300,
     "L4": 72,
@@ -28,6 +30,7 @@ _WATTS = {  # of the board, from the makers' data sheets; the first name that is
     "V100": 300,
     "T4": 70,
     "P100": 250,
+    # of desks, and of AMD
     "RTX 5090": 575,
     "RTX 4090": 450,
     "RTX 3090": 350,

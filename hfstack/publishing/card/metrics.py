@@ -13,6 +13,8 @@ from hfstack.reporting.charts import TOKEN_LOSS_RECIPES
 
 NOT_RECORDED = "not recorded"
 _SHOWN_RESULTS = 14
+
+# Endings of names that are no result: times, sizes, ends of intervals, counts.
 _CLOCKS = (
     "_runtime",
     "_per_second",
@@ -23,6 +25,7 @@ _CLOCKS = (
     "_high",
     "num_tokens",
 )
+# Names that say how much was done, not how well.
 _NO_RESULT = frozenset(
     {
         "epoch",

@@ -58,6 +58,8 @@ class PreferenceArgs:
     """Column of a number, higher is better; beside a list of completions, a list of numbers."""
     label_column: str = "label"
     """Column of thumbs: true for a good answer, false for a bad one."""
+
+    # how they are read
     conversational: bool | None = None
     """Make plain prompts and answers a user's and an assistant's turn, so that the chat template
     applies; by default where the model learned on turns, as its run.json says.
