@@ -15,8 +15,6 @@ reads   preferences (pairs, ratings, rankings or thumbs); a model that already a
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from functools import partial
-
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from hfstack.config import command_line
@@ -26,13 +24,8 @@ from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
-from hfstack.tasks.preferences.checks import pair_problems
-from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
-from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
-from hfstack.training.saving import save_trained
 
 
 class PairwiseDPOTrainer(EachPairCounts, DPOTrainer):
@@ -49,44 +42,27 @@ def main(
     """Train against the frozen reference, evaluate and save; return the metrics."""
     settings = (model_args, data_args, preference_args, sample_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        # data
-        checkpoint = run.resume_point()
-        pairs = alignment.load_recorded_preferences(
-            run, model_args, data_args, preference_args, training_args
-        )
+        # pairs and policy
+        parts = alignment.load_parts(run, model_args, data_args, preference_args, training_args)
 
-        # policy and reference: of an adapter it is the model without it; of a whole model, a
-        # second copy that stays as it is
-        tokenizer, policy, problems = alignment.load_policy(
-            run, pairs, model_args, data_args, max_length=training_args.max_length
-        )
-        reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
-        problems |= pair_problems(pairs)
+        # reference: of an adapter it is the model without it; of a whole model, a second copy
+        # that stays as it is
+        reference = None if model_args.use_peft else load_causal_lm(model_args, parts.tokenizer)
 
         # trainer
         trainer = PairwiseDPOTrainer(
-            model=policy,
+            model=parts.policy,
             ref_model=reference,
             args=training_args,
-            train_dataset=pairs["train"],
-            eval_dataset=pairs.get("eval"),
-            processing_class=tokenizer,
-            peft_config=new_adapter(model_args, policy, adapts_head=False),
-            callbacks=[
-                alignment.sample_answers(run, sample_args, pairs, tokenizer, policy),
-                *protect(run, push_checkpoints(training_args)),
-            ],
+            train_dataset=parts.rows["train"],
+            eval_dataset=parts.rows.get("eval"),
+            processing_class=parts.tokenizer,
+            peft_config=new_adapter(model_args, parts.policy, adapts_head=False),
+            callbacks=alignment.callbacks(run, sample_args, parts, push_checkpoints(training_args)),
         )
-        train_answers_alone(trainer, pairs, tokenizer)
-        alignment.count_rows(run, trainer)
-        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
-        # evaluate
-        metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
-        if "eval" in pairs:
-            metrics |= alignment.evaluate_pairs(trainer, pairs=len(trainer.eval_dataset))
-        return run.finish(metrics, trainer)
+        # train, save and evaluate
+        return run.finish(alignment.train_on_pairs(run, trainer, parts), trainer)
 
 
 if __name__ == "__main__":

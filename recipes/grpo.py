@@ -14,25 +14,17 @@ writes  the model (with LoRA its adapter), its tokenizer, checkpoints, samples a
 """
 
 import re
-from functools import partial
 from typing import Any
 
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
-from hfstack.models.adapters import new_adapter
-from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl import online
-from hfstack.tasks.rl.metrics import evaluate_policy
 from hfstack.tasks.rl.ppo.group_config import GRPOConfig
-from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tokens.chat import extract_text
-from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
-from hfstack.training.saving import save_trained
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -79,36 +71,17 @@ def main(
     """Train on rewards that can be checked, evaluate and save; return the metrics."""
     settings = (model_args, data_args, online_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        # prompts, policy and rewards
-        checkpoint = run.resume_point()
+        # prompts, policy and rewards that check
         parts = online.load_parts(
-            run,
-            model_args,
-            data_args,
-            online_args,
-            rewards=REWARDS,
-            training_args=training_args,
+            run, model_args, data_args, online_args, training_args, rewards=REWARDS
         )
 
-        # trainer: the reference is made from the policy
-        trainer = PPOTrainer(
-            model=parts.model,
-            args=training_args,
-            reward_funcs=parts.rewards,
-            train_dataset=parts.splits["train"],
-            eval_dataset=parts.splits.get("eval"),
-            processing_class=parts.tokenizer,
-            callbacks=[
-                *online.watch_answers(run, lambda count: trainer.samples(count)),
-                *protect(run, push_checkpoints(training_args)),
-            ],
-            peft_config=new_adapter(model_args, parts.model),
-        )
-        checked(trainer, parts.tokenizer, parts.problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
+        # trainer: an answer is compared with its group, in standard deviations of the group, and
+        # the KL to the start is part of the loss
+        trainer = online.group_trainer(run, parts, training_args, push_checkpoints(training_args))
 
-        # evaluate
-        return run.finish(evaluate_policy(trainer), trainer)
+        # train, save and evaluate
+        return run.finish(online.train_and_evaluate(run, trainer, parts), trainer)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ reads   thumbs (prompt, completion, label), or pairs, or ratings with a threshol
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from functools import partial
-
 from trl import KTOConfig, KTOTrainer, ModelConfig
 
 from hfstack.config import command_line
@@ -28,11 +26,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import good_share
-from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.rows import PreferenceArgs
-from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
-from hfstack.training.saving import save_trained
 
 
 def main(
@@ -45,35 +39,27 @@ def main(
     """Train on good and bad answers, evaluate and save; return the metrics."""
     settings = (model_args, data_args, preference_args, sample_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        # data: one answer a row, with its thumb
-        checkpoint = run.resume_point()
-        thumbs = alignment.load_recorded_preferences(
+        # one answer a row, with its thumb, and the policy
+        parts = alignment.load_parts(
             run, model_args, data_args, preference_args, training_args, form="labels"
         )
+        thumbs, policy = parts.rows, parts.policy
         good = good_share(thumbs["train"])
 
-        # policy, and a copy of it as the reference where no adapter can be switched off
-        tokenizer, policy, problems = alignment.load_policy(
-            run, thumbs, model_args, data_args, max_length=training_args.max_length
-        )
+        # trainer: a copy of the policy is the reference where no adapter can be switched off
         copied = not model_args.use_peft
-
-        # trainer
-        samples = alignment.sample_answers(run, sample_args, thumbs, tokenizer, policy)
+        push = push_checkpoints(training_args)
         trainer = KTOTrainer(
             model=policy,
-            ref_model=load_causal_lm(model_args, tokenizer) if copied else None,
+            ref_model=load_causal_lm(model_args, parts.tokenizer) if copied else None,
             args=training_args,
             train_dataset=thumbs["train"],
             eval_dataset=thumbs.get("eval"),
-            processing_class=tokenizer,
+            processing_class=parts.tokenizer,
             peft_config=new_adapter(model_args, policy, adapts_head=False),
-            callbacks=[samples, *protect(run, push_checkpoints(training_args))],
+            callbacks=alignment.callbacks(run, sample_args, parts, push),
         )
-        train_answers_alone(trainer, thumbs, tokenizer)
-        alignment.count_rows(run, trainer)
-        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
+        trained = alignment.train_and_save(run, trainer, parts)
 
         # evaluate
         metrics = {

@@ -16,8 +16,6 @@ reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from functools import partial
-
 from trl import ModelConfig
 
 # experimental in TRL 1.16: it may change in any release
@@ -26,22 +24,17 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import new_adapter
-from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
-from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
+from hfstack.tasks.preferences.checks import fitting_prompts
 from hfstack.tasks.preferences.encode import render_tools
-from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
-from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
-from hfstack.training.saving import save_trained
 
 
 class PairwiseORPOTrainer(EachPairCounts, ORPOTrainer):
-    """TRL's trainer, with metrics that are means over held-out pairs."""
+    """TRL's trainer, whose metrics count each held-out pair once."""
 
 
 def main(
@@ -53,28 +46,21 @@ def main(
 ) -> dict[str, float]:
     """Train on the chosen answers and the odds between both; return the metrics."""
     settings = (model_args, data_args, preference_args, sample_args, training_args)
-    limit = training_args.max_length
+    limit, push = training_args.max_length, push_checkpoints(training_args)
 
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        # data
-        checkpoint = run.resume_point()
-        rows = alignment.load_recorded_preferences(
-            run, model_args, data_args, preference_args, training_args
-        )
-
-        # model
-        tokenizer, model, problems = alignment.load_policy(
-            run, rows, model_args, data_args, max_length=limit
-        )
-        problems |= pair_problems(rows)
+        # pairs and model
+        parts = alignment.load_parts(run, model_args, data_args, preference_args, training_args)
+        model, tokenizer = parts.policy, parts.tokenizer
 
         # TRL's other trainers leave out prompts that fill the context by themselves.
         if data_args.on_bad_row != "fail" and limit is not None:
-            rows = fitting_prompts(rows, tokenizer, max_length=limit, row_counts=run.record.rows)
+            parts.rows = fitting_prompts(
+                parts.rows, tokenizer, max_length=limit, row_counts=run.record.rows
+            )
 
-        # trainer
-        samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)
-        rendered = render_tools(rows, tokenizer)
+        # trainer: one model, since no term of the loss needs a reference
+        rendered = render_tools(parts.rows, tokenizer)
         trainer = PairwiseORPOTrainer(
             model=model,
             args=training_args,
@@ -82,16 +68,14 @@ def main(
             eval_dataset=rendered.get("eval"),
             processing_class=tokenizer,
             peft_config=new_adapter(model_args, model),
-            callbacks=[samples, *protect(run, push_checkpoints(training_args))],
+            callbacks=alignment.callbacks(run, sample_args, parts, push),
         )
-        train_answers_alone(trainer, rows, tokenizer)
-        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
+        trained = alignment.train_and_save(run, trainer, parts)
 
         # evaluate
-        metrics = {"train_loss": trained.training_loss, "train_pairs": len(rows["train"])}
-        if "eval" in rows:
-            metrics |= alignment.evaluate_pairs(trainer, pairs=len(rows["eval"]))
+        metrics = {"train_loss": trained.training_loss, "train_pairs": len(rendered["train"])}
+        if "eval" in rendered:
+            metrics |= alignment.evaluate_pairs(trainer, pairs=len(rendered["eval"]))
         return run.finish(metrics, trainer)
 
 

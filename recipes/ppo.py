@@ -14,24 +14,19 @@ writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, s
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
-from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl import online
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.metrics import evaluate_policy
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
-from hfstack.training.saving import save_trained
 
 REWARDS = [obeys]  # used when no --reward_model is given; what may be listed: docs/recipes/rloo.md
 
@@ -57,14 +52,8 @@ def main(
     settings = (model_args, data_args, online_args, reference_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # prompts, policy and rewards
-        checkpoint = run.resume_point()
         parts = online.load_parts(
-            run,
-            model_args,
-            data_args,
-            online_args,
-            rewards=REWARDS,
-            training_args=training_args,
+            run, model_args, data_args, online_args, training_args, rewards=REWARDS
         )
 
         reference = None
@@ -86,13 +75,11 @@ def main(
                 *online.watch_answers(run, lambda count: trainer.samples(count)),
                 *protect(run, push_checkpoints(training_args)),
             ],
-            peft_config=new_adapter(model_args, parts.model),
+            peft_config=parts.adapter,
         )
-        checked(trainer, parts.tokenizer, parts.problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
 
-        # evaluate
-        return run.finish(evaluate_policy(trainer), trainer)
+        # train, save and evaluate
+        return run.finish(online.train_and_evaluate(run, trainer, parts), trainer)
 
 
 if __name__ == "__main__":

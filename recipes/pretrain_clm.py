@@ -10,7 +10,7 @@ writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --o
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -29,11 +29,16 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.causal_lm.metrics import derived_metrics
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.saving import save_trained
-from hfstack.training.settings import blocks_per_step, check_settings, total_peak_flops_per_s
+from hfstack.training.settings import (
+    blocks_per_step,
+    check_settings,
+    refuse_tuning,
+    total_peak_flops_per_s,
+)
 
 
 @dataclass
@@ -73,19 +78,15 @@ def main(
     pretrain_args: PretrainArgs,
     training_args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate and save; return the metrics."""
+    """Train on packed text, evaluate and save; return the metrics."""
     args = pretrain_args
     settings = (model_args, data_args, pretrain_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
-        if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ConfigError(
-                "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft "
-                "recipe"
-            )
+        refuse_tuning(model_args)
 
-        # model
+        # model: built from a config.json, or a checkpoint that goes on
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer, new_head=True)
         block_size = check_block_size(args.block_size, model.config)
@@ -128,8 +129,7 @@ def main(
         if "eval" in blocks:
             per_byte = blocks["eval"].tokens_per_byte
             callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=per_byte)))
-        if args.early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        callbacks += early_stopping(args.early_stopping_patience)
 
         # trainer
         if training_args.save_strategy != "no":

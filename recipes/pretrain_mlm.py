@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.columns import require_columns
 from hfstack.data.sources import DataArgs, load_splits
-from hfstack.errors import ConfigError
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
@@ -36,7 +35,7 @@ from hfstack.tasks.masked_lm.model import (
     score_only_masked,
     training_flops_per_token,
 )
-from hfstack.training.callbacks import SampleTable, Throughput
+from hfstack.training.callbacks import SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.saving import save_trained
@@ -44,6 +43,7 @@ from hfstack.training.settings import (
     blocks_per_step,
     check_best_metric,
     check_settings,
+    refuse_tuning,
     total_peak_flops_per_s,
 )
 
@@ -88,18 +88,14 @@ def main(
     masking_args: MaskingArgs,
     training_args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate and save; return the metrics."""
+    """Train on masked text, evaluate and save; return the metrics."""
     args = masking_args
     settings = (model_args, data_args, masking_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["masked_accuracy"])
-        if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ConfigError(
-                "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not "
-                "pretraining"
-            )
+        refuse_tuning(model_args)
 
         # model
         tokenizer = add_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
@@ -139,8 +135,7 @@ def main(
             sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
             callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))
             run.add_artifact("samples", "samples.jsonl")
-        if args.early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        callbacks += early_stopping(args.early_stopping_patience)
 
         # trainer
         if training_args.save_strategy != "no":

@@ -297,7 +297,7 @@ def test_a_nan_at_the_end_is_no_finished_run(pretrain, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_peft": "true"}, "tune a finished model: use the sft recipe"),
+        ({"use_peft": "true"}, "tune a finished model, and this recipe pretrains one: use sft"),
         ({"sample_tokens": 0}, "--sample_tokens must be at least 1"),
         ({"seed": -1}, r"--seed must be in \[0, 4294967296\), got -1"),
         ({"report_to": "nonsense"}, "refused by the Trainer: .*nonsense"),

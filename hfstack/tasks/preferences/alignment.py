@@ -1,11 +1,19 @@
 """Load rows and policy, sample answers and measure pairs, for DPO, KTO and ORPO."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import TrainOutput
 from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
@@ -19,6 +27,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import (
     OVERLONG_PROMPT,
     check_starting_policy,
+    pair_problems,
     preference_problems,
     prompts_to_show,
 )
@@ -28,12 +37,15 @@ from hfstack.tasks.preferences.data import (
     length_table,
     load_preferences,
 )
+from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 from hfstack.training.callbacks import SampleTable
-from hfstack.training.preflight import Problems
+from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import Problems, checked
+from hfstack.training.saving import save_trained
 
 
 @dataclass
@@ -46,6 +58,72 @@ class SampleArgs:
     """
     sample_tokens: int = 100
     """Longest sample, in tokens."""
+
+
+@dataclass
+class AlignmentParts:
+    """What DPO, KTO and ORPO train with, beside their settings."""
+
+    checkpoint: str | None  # where training goes on
+    rows: dict[str, Dataset]  # pairs, or answers with a thumb, of each split
+    tokenizer: PreTrainedTokenizerBase
+    policy: PreTrainedModel
+    problems: Problems  # what `checked` refuses to train on
+
+
+def load_parts(
+    run: Run,
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    training_args: Any,
+    *,
+    form: Literal["pairs", "labels"] = "pairs",
+) -> AlignmentParts:
+    """Load rows and policy, and record in run.json what was read.
+
+    Arguments and errors are those of `load_recorded_preferences` and `load_policy`.
+
+    Args:
+        training_args: DPOConfig, KTOConfig or ORPOConfig.
+    """
+    checkpoint = run.resume_point()
+    rows = load_recorded_preferences(
+        run, model_args, data_args, preference_args, training_args, form=form
+    )
+    tokenizer, policy, problems = load_policy(
+        run, rows, model_args, data_args, max_length=training_args.max_length
+    )
+    if form == "pairs":
+        problems |= pair_problems(rows)
+    return AlignmentParts(checkpoint, rows, tokenizer, policy, problems)
+
+
+def train_and_save(run: Run, trainer: Any, parts: AlignmentParts) -> TrainOutput:
+    """Train from where the run stopped, the assistant's turns alone, and save the policy.
+
+    Returns:
+        What Trainer says of the training.
+
+    Raises:
+        ConfigError: what `checked` found would train silently wrong.
+    """
+    train_answers_alone(trainer, parts.rows, parts.tokenizer)
+    count_rows(run, trainer)
+    trained = checked(trainer, parts.tokenizer, parts.problems).train(
+        resume_from_checkpoint=parts.checkpoint
+    )
+    save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
+    return trained
+
+
+def train_on_pairs(run: Run, trainer: Any, parts: AlignmentParts) -> dict[str, float]:
+    """Train and save as `train_and_save` does, and return the metrics of pairs."""
+    trained = train_and_save(run, trainer, parts)
+    metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
+    if "eval" in parts.rows:
+        metrics |= evaluate_pairs(trainer, pairs=len(trainer.eval_dataset))
+    return metrics
 
 
 def load_recorded_preferences(
@@ -137,15 +215,22 @@ def load_policy(
     return tokenizer, model, problems
 
 
-def sample_answers(
+def callbacks(
     run: Run,
     args: SampleArgs,
-    rows: dict[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-) -> SampleTable:
-    """Return the callback that saves answers to a few prompts at each evaluation."""
-    longest = context_length(model.config)
+    parts: AlignmentParts,
+    push: Sequence[Callable[[Path], None]],
+) -> list[TrainerCallback]:
+    """Return what saves answers to a few prompts at each evaluation, and protects the run.
+
+    Args:
+        run: of the recipe; its samples.jsonl gets the answers.
+        args: which prompts.
+        parts: the policy that answers.
+        push: called with each verified checkpoint's folder.
+    """
+    rows, tokenizer = parts.rows, parts.tokenizer
+    longest = context_length(parts.policy.config)
     if longest is not None:
         longest -= args.sample_tokens
 
@@ -159,7 +244,7 @@ def sample_answers(
         max_new_tokens=args.sample_tokens,
         opening=opening_for(rows["train"]["prompt"][:1], tokenizer),
     )
-    return SampleTable(run.output_dir / "samples.jsonl", sample)
+    return [SampleTable(run.output_dir / "samples.jsonl", sample), *protect(run, push)]
 
 
 def count_rows(run: Run, trainer: Any) -> None:

@@ -2,24 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.adapters import new_adapter
 from hfstack.models.contents import check_kind
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_folders
-from hfstack.tasks.rl.metrics import StopWithoutSpread
+from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.group_config import GroupConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tasks.rl.prompts import load_prompts, prompt_problems
 from hfstack.training.callbacks import SampleTable
-from hfstack.training.preflight import Problems
+from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import Problems, checked
+from hfstack.training.saving import save_trained
 
 _REWARD_DTYPES = ("float32", "bfloat16", "float16", "auto")
 _SHOWN_PROMPTS = 8  # whose answers are kept at each evaluation
@@ -51,9 +59,11 @@ class OnlineArgs:
 class OnlineParts:
     """What PPO, RLOO and GRPO train with, beside their settings."""
 
+    checkpoint: str | None  # where training goes on
     splits: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    adapter: PeftConfig | None  # to be added to the model
     rewards: list[Any]
     problems: Problems  # what `checked` refuses to train on
 
@@ -63,9 +73,9 @@ def load_parts(
     model_args: ModelConfig,
     data_args: DataArgs,
     online_args: OnlineArgs,
+    training_args: PPOConfig,
     *,
     rewards: Sequence[Reward],
-    training_args: PPOConfig,
 ) -> OnlineParts:
     """Load prompts, policy and rewards, and record in run.json what was read.
 
@@ -74,14 +84,15 @@ def load_parts(
         model_args: name the policy.
         data_args: name the prompts.
         online_args: the form of the prompts, and the reward model.
-        rewards: the recipe's own.
         training_args: for lengths, the device, and the weights of the rewards.
+        rewards: the recipe's own.
 
     Raises:
         CheckpointError: the policy has no weights, or a path is no model of its kind.
         ConfigError: the policy learned on the other form of rows, or a reward cannot be called.
         DataError: a row holds no prompt, or a resumed run would read other data.
     """
+    checkpoint = run.resume_point()
     splits = load_recorded_prompts(
         run, model_args, data_args, online_args, critic_model=training_args.critic_model
     )
@@ -103,7 +114,44 @@ def load_parts(
         device=training_args.device,
         weights=training_args.reward_weights,
     )
-    return OnlineParts(splits, tokenizer, model, prepared, problems)
+    adapter = new_adapter(model_args, model)
+    return OnlineParts(checkpoint, splits, tokenizer, model, adapter, prepared, problems)
+
+
+def group_trainer(
+    run: Run, parts: OnlineParts, args: GroupConfig, push: Sequence[Callable[[Path], None]]
+) -> PPOTrainer:
+    """Return the trainer of RLOO and GRPO: no critic, and the reference is the policy's start.
+
+    Args:
+        run: of the recipe.
+        parts: what is trained, and on what.
+        args: RLOOConfig or GRPOConfig, which say what an answer is compared with.
+        push: called with each verified checkpoint's folder.
+    """
+    trainer = PPOTrainer(
+        model=parts.model,
+        args=args,
+        reward_funcs=parts.rewards,
+        train_dataset=parts.splits["train"],
+        eval_dataset=parts.splits.get("eval"),
+        processing_class=parts.tokenizer,
+        callbacks=[*watch_answers(run, lambda count: trainer.samples(count)), *protect(run, push)],
+        peft_config=parts.adapter,
+    )
+    return trainer
+
+
+def train_and_evaluate(run: Run, trainer: PPOTrainer, parts: OnlineParts) -> dict[str, float]:
+    """Train from where the run stopped, save the policy, and return its metrics.
+
+    Raises:
+        ConfigError: what `checked` found would train silently wrong.
+    """
+    trained = checked(trainer, parts.tokenizer, parts.problems)
+    trained.train(resume_from_checkpoint=parts.checkpoint)
+    save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
+    return evaluate_policy(trainer)
 
 
 def watch_answers(
