@@ -9,17 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
+from tests.one_training_step import OLD_CHECKPOINTING
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns
-# of them.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "gradient_checkpointing_disable",
-    )
-]
+pytestmark = OLD_CHECKPOINTING
 
 
 @pytest.fixture

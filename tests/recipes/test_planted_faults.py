@@ -19,19 +19,11 @@ from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training import checks
 from tests.conftest import ROOT
+from tests.one_training_step import OLD_CHECKPOINTING
 
 pytestmark = [
     pytest.mark.slow,
-    # peft 0.21 and TRL 1.16 ask a model for the old names of activation checkpointing; transformers
-    # 5.23 warns of them.
-    *(
-        pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-        for name in (
-            "is_gradient_checkpointing",
-            "gradient_checkpointing_enable",
-            "gradient_checkpointing_disable",
-        )
-    ),
+    *OLD_CHECKPOINTING,
 ]
 QUIET = {
     "report_to": "none",

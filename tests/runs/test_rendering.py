@@ -26,16 +26,9 @@ from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.online import OnlineArgs, load_recorded_prompts, load_recorded_tokenizer
+from tests.one_training_step import OLD_CHECKPOINTING
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "gradient_checkpointing_disable",
-    )
-]
+pytestmark = OLD_CHECKPOINTING
 
 TEMPLATE = (
     "{% for turn in messages %}[{{ turn['role'] }}] {{ turn['content'] }}{{ eos_token }}"

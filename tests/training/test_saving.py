@@ -16,16 +16,9 @@ from hfstack.logs import setup_logging
 from hfstack.runs.record import RunRecord, read_run
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.callbacks import SampleTable
+from tests.one_training_step import OLD_CHECKPOINTING
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "gradient_checkpointing_disable",
-    )
-]
+pytestmark = OLD_CHECKPOINTING
 LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "use_dora": "true"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrain_clm": ("pretrain_clm", {}),

@@ -12,16 +12,9 @@ from transformers import AutoTokenizer
 from hfstack.errors import ConfigError
 from hfstack.runs.record import read_run
 from hfstack.tasks.preferences.later_turns import AnswersOnly, find_other_turns
+from tests.one_training_step import OLD_CHECKPOINTING, ONE_STEP
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "gradient_checkpointing_disable",
-    )
-]
+pytestmark = OLD_CHECKPOINTING
 TEMPLATE = (
     "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -55,21 +48,14 @@ def run(run_recipe: Any, recipe: str, model: Path, rows: list[Any], **more: Any)
     data = model.parent / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
+        **ONE_STEP,
         "model_name_or_path": model,
         "datasets": data,
         "output_dir": model.parent / "out",
         "eval_fraction": 0,
-        "max_steps": 1,
         "per_device_train_batch_size": 2,
-        "report_to": "none",
-        "bf16": "false",
-        "activation_checkpointing": "false",
-        "gradient_checkpointing": "false",
-        "max_length": 64,
-        "dataloader_pin_memory": "false",
-        "save_strategy": "no",
-        "sample_tokens": 1,
-    } | more
+        **more,
+    }
     run_recipe(recipe, *(f"--{key}={value}" for key, value in settings.items()))
     return str(read_run(model.parent / "out").example)
 

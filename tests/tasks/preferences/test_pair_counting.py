@@ -9,17 +9,9 @@ import torch
 
 from hfstack.intervals import share_interval
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
+from tests.one_training_step import OLD_CHECKPOINTING, ONE_STEP
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns
-# of them.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "gradient_checkpointing_disable",
-    )
-]
+pytestmark = OLD_CHECKPOINTING
 
 WORDS = "fox owl ball river hill sun home kind brave red".split()
 
@@ -45,23 +37,14 @@ def test_a_short_last_batch_counts_its_pairs(
     found = {}
 
     for batch in (1, 8):  # nine pairs: 1 + 1 + ..., where each is a batch, and 8 + 1
-        settings = {
+        settings = ONE_STEP | {
             "model_name_or_path": tiny_llama,
             "datasets": train,
             "eval_datasets": held_out,
             "output_dir": tmp_path / str(batch),
-            "max_steps": 1,
             "per_device_train_batch_size": 4,
             "per_device_eval_batch_size": batch,
             "learning_rate": 1e-3,
-            "report_to": "none",
-            "bf16": "false",
-            "activation_checkpointing": "false",
-            "gradient_checkpointing": "false",
-            "max_length": 64,
-            "dataloader_pin_memory": "false",
-            "save_strategy": "no",
-            "sample_tokens": 1,
         }
         found[batch] = run_recipe(recipe, *(f"--{key}={value}" for key, value in settings.items()))
 
