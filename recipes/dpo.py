@@ -43,7 +43,7 @@ def main(
     settings = (model_args, data_args, preference_args, sample_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # pairs and policy
-        parts = alignment.load_parts(run, model_args, data_args, preference_args, training_args)
+        parts = alignment.load_inputs(run, model_args, data_args, preference_args, training_args)
 
         # reference: of an adapter it is the model without it; of a whole model, a second copy
         # that stays as it is

@@ -40,7 +40,7 @@ def main(
     settings = (model_args, data_args, preference_args, sample_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # one answer a row, with its thumb, and the policy
-        parts = alignment.load_parts(
+        parts = alignment.load_inputs(
             run, model_args, data_args, preference_args, training_args, form="labels"
         )
         thumbs, policy = parts.rows, parts.policy

@@ -50,7 +50,7 @@ def main(
 
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # pairs and model
-        parts = alignment.load_parts(run, model_args, data_args, preference_args, training_args)
+        parts = alignment.load_inputs(run, model_args, data_args, preference_args, training_args)
         model, tokenizer = parts.policy, parts.tokenizer
 
         # TRL's other trainers leave out prompts that fill the context by themselves.

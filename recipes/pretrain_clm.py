@@ -14,9 +14,8 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.columns import require_columns
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token
@@ -29,24 +28,22 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.causal_lm.metrics import derived_metrics
+from hfstack.tasks.shared.pretraining import PretrainingArgs, load_text, refuse_tuning
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
 from hfstack.training.settings import (
     blocks_per_step,
     check_settings,
-    refuse_tuning,
     total_peak_flops_per_s,
 )
 
 
 @dataclass
-class PretrainArgs:
+class PretrainArgs(PretrainingArgs):
     """What pretraining needs beside the upstream settings."""
 
-    tokenizer_name_or_path: str | None = None
-    """Tokenizer: a folder or a Hub id; the model's own by default."""
     block_size: int = 512
     """Tokens of one training sequence; documents are packed into blocks of this length."""
     isolate_documents: bool = False
@@ -56,9 +53,6 @@ class PretrainArgs:
     fused_loss: bool = True
     """Compute the loss without keeping all logits, where the model's head is one plain matrix
     product.
-    """
-    early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
     """
     sample_prompts: list[str] = field(default_factory=lambda: ["Once upon a time", "The"])
     """Prompts whose completions are saved in samples.jsonl at each evaluation."""
@@ -96,19 +90,14 @@ def main(
             isolate_documents(model, block_size=block_size)
 
         # data, packed into blocks
-        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
-        run.record_inputs(
-            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
-        )
-        require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
+        splits = load_text(run, model_args, data_args, args)
         blocks = pack_splits(
             splits,
             tokenizer,
             text_column=data_args.text_column,
             block_size=block_size,
             isolate_documents=args.isolate_documents,
-            row_counts=counts,
+            row_counts=run.record.rows,
         )
 
         # what is logged beside the loss
@@ -145,8 +134,7 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
-        problems |= accumulation_problems(trainer)
+        problems = training_problems(trainer, model.config.vocab_size)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
         run.add_artifact("samples", "samples.jsonl")

@@ -15,8 +15,7 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.columns import require_columns
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
@@ -35,25 +34,23 @@ from hfstack.tasks.masked_lm.model import (
     score_only_masked,
     training_flops_per_token,
 )
+from hfstack.tasks.shared.pretraining import PretrainingArgs, load_text, refuse_tuning
 from hfstack.training.callbacks import SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
 from hfstack.training.settings import (
     blocks_per_step,
     check_best_metric,
     check_settings,
-    refuse_tuning,
     total_peak_flops_per_s,
 )
 
 
 @dataclass
-class MaskingArgs:
+class MaskingArgs(PretrainingArgs):
     """What masked pretraining needs beside the upstream settings."""
 
-    tokenizer_name_or_path: str | None = None
-    """Tokenizer: a folder or a Hub id; the model's own by default."""
     block_size: int = 128
     """Tokens of one training sequence, its first and last one included; documents are packed into
     such blocks.
@@ -74,9 +71,6 @@ class MaskingArgs:
     pseudo_perplexity_texts: int = 32
     """Held-out texts whose tokens are masked one by one at the end, up to block_size tokens each; 0
     for none.
-    """
-    early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
     """
     fill_prompts: list[str] = field(default_factory=list)
     """Texts with a [MASK] whose candidates are saved in samples.jsonl at each evaluation."""
@@ -105,12 +99,7 @@ def main(
         )
 
         # data, packed into blocks whose tokens are masked when they are read
-        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
-        run.record_inputs(
-            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
-        )
-        require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
+        splits = load_text(run, model_args, data_args, args)
         blocks = pack_masked_splits(
             splits,
             tokenizer,
@@ -120,7 +109,7 @@ def main(
             probability=args.mask_probability,
             isolate_documents=args.isolate_documents,
             seed=training_args.seed,
-            row_counts=counts,
+            row_counts=run.record.rows,
         )
 
         # what is logged beside the loss; the head runs at the masked tokens alone where it can
@@ -137,7 +126,7 @@ def main(
             run.add_artifact("samples", "samples.jsonl")
         callbacks += early_stopping(args.early_stopping_patience)
 
-        # trainer
+        # trainer: its blocks are masked in another way in each epoch
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=model.num_parameters())
         with refusals_of_upstream():
@@ -152,12 +141,11 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
-        problems |= accumulation_problems(trainer)
+        problems = training_problems(trainer, model.config.vocab_size)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_masked_lm, tokenizer=tokenizer))
 
-        # evaluate
+        # evaluate: masked tokens of fixed blocks, and of whole texts one by one
         metrics = {"train_loss": trained.training_loss, "parameters": model.num_parameters()}
         metrics |= throughput.metrics()
         if "eval" in blocks:

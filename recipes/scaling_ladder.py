@@ -31,7 +31,7 @@ from hfstack.tasks.causal_lm.ladder import rung_arguments, rung_metrics, rung_th
 from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_settings
 
@@ -161,8 +161,7 @@ def train_rung(
                     tokenizer,
                     callbacks=[throughput, derived, *protect(run)],
                 )
-            problems = label_problems(trainer.train_dataset, model.config.vocab_size)
-            problems |= accumulation_problems(trainer)
+            problems = training_problems(trainer, model.config.vocab_size)
             trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
             save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 

@@ -40,7 +40,7 @@ from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.tokens.text_rows import Overlong
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_settings
 
@@ -150,8 +150,7 @@ def main(
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
                 compute_metrics=score_generated if scores_texts else None,
             )
-        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
-        problems |= accumulation_problems(trainer)
+        problems = training_problems(trainer, model.config.vocab_size)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         # what `predict` needs to use the model again

@@ -41,7 +41,7 @@ from hfstack.tasks.token_classification.metrics import (
 )
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_best_metric, check_settings
 
@@ -144,8 +144,7 @@ def main(
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )
-        problems = label_problems(trainer.train_dataset, len(names))
-        problems |= accumulation_problems(trainer)
+        problems = training_problems(trainer, len(names))
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         # what `predict` needs to use the model again

@@ -108,6 +108,11 @@ def label_problems(rows: Any, classes: int) -> Problems:
     }
 
 
+def training_problems(trainer: Trainer, classes: int) -> Problems:
+    """Return what is wrong with the train labels, and with the accumulation of gradients."""
+    return label_problems(trainer.train_dataset, classes) | accumulation_problems(trainer)
+
+
 def accumulation_problems(trainer: Trainer) -> Problems:
     """Check that the loss of a batch is the same when its gradients are accumulated.
 

@@ -5,7 +5,6 @@ from collections.abc import Collection
 
 import torch
 from transformers import TrainingArguments
-from trl import ModelConfig
 
 from hfstack.errors import ConfigError
 from hfstack.models.counting import peak_flops_per_s
@@ -73,19 +72,6 @@ def check_best_metric(
         raise ConfigError(
             f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(first)} or "
             f"{last}"
-        )
-
-
-def refuse_tuning(args: ModelConfig) -> None:
-    """Refuse settings that tune a finished model, where one is pretrained.
-
-    Raises:
-        ConfigError: naming them.
-    """
-    if args.use_peft or args.load_in_4bit or args.load_in_8bit:
-        raise ConfigError(
-            "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model, and this recipe "
-            "pretrains one: use sft or classify"
         )
 
 

@@ -71,7 +71,7 @@ class AlignmentParts:
     problems: Problems  # what `checked` refuses to train on
 
 
-def load_parts(
+def load_inputs(
     run: Run,
     model_args: ModelConfig,
     data_args: DataArgs,

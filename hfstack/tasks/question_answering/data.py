@@ -117,7 +117,7 @@ def read_questions(
 
     for number, row in enumerate(cast(Any, rows), 1):
         try:
-            asked, context, pairs = _read_row(row, columns)
+            asked, context, pairs = _read_question(row, columns)
         except DataError as error:
             wrong.append((name, number, str(error)))
             continue
@@ -158,7 +158,7 @@ def read_questions(
     return questions
 
 
-def _read_row(
+def _read_question(
     row: Mapping[str, Any], columns: tuple[str, str, str]
 ) -> tuple[str, str, list[tuple[str, int | None]]]:
     """Return a row's question, context and answers, or raise DataError where one is none."""
