@@ -75,6 +75,7 @@ FAULTS: dict[str, tuple[str, str | bytes]] = {
     "a missing key": ("a.jsonl", lines(200, {"text": "a"})),
     "a key twice in one object": ("a.jsonl", lines(6, '{"id": 1, "text": "a", "text": "b"}')),
     "a ragged row": ("a.csv", "id,text\n1,a\n2,b,c\n"),
+    "the header among the rows": ("a.csv", "id,text\n1,a\n2,b\n3,c\nid,text\n4,d\n"),
     "not UTF-8": ("a.jsonl", b'{"text": "abc\xe9"}\n'),
     "half of a surrogate pair": ("a.jsonl", lines(3, '{"id": 1, "text": "\\ud83d"}')),
     "a number that 64 bits cannot hold": (

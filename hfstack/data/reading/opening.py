@@ -149,6 +149,10 @@ def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.Buffere
 
 def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
     """Return the bytes of a text in UTF-8, without its byte order mark."""
+    if _ends_lines_by_return(stream.peek(1)):
+        pieces = iter(lambda: stream.read(_CHUNK).replace(b"\r", b"\n"), b"")
+        stream = io.BufferedReader(_FileOfPieces(pieces), 1 << 20)
+
     head = stream.peek(_CHUNK)[:_CHUNK]
     if head.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))
@@ -168,6 +172,11 @@ def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
     if encoding:
         return io.BufferedReader(_FileOfPieces(_recode(file, stream, encoding)), 1 << 20)
     return stream
+
+
+def _ends_lines_by_return(head: bytes) -> bool:
+    """Return whether a carriage return alone ends a line, as it did on old Macs."""
+    return b"\r" in head[:-1] and b"\n" not in head and 0 not in head
 
 
 def _unmarked_utf16(head: bytes) -> str:

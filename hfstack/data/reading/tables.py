@@ -97,6 +97,9 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
 
 
 def _row_of_cells(number: int, header: list[str], cells: list[str], delimiter: str) -> NumberedRow:
+    if cells == header:
+        detail = "the header again, as where tables were joined"
+        return number, BadRow("repeated header", detail), delimiter.join(cells)
     if len(cells) == len(header):
         return number, dict(zip(header, cells, strict=True)), None
     detail = f"{len(cells)} cells where the header has {len(header)}"
