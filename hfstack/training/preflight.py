@@ -109,7 +109,7 @@ def label_problems(rows: Any, classes: int) -> Problems:
 
 
 def training_problems(trainer: Trainer, classes: int) -> Problems:
-    """Return what is wrong with the train labels, and with the accumulation of gradients."""
+    """Check the train labels, and how gradients are accumulated."""
     return label_problems(trainer.train_dataset, classes) | accumulation_problems(trainer)
 
 

@@ -100,7 +100,7 @@ def load_inputs(
 
 
 def train_and_save(run: Run, trainer: Any, parts: AlignmentParts) -> TrainOutput:
-    """Train from where the run stopped, the assistant's turns alone, and save the policy.
+    """Train the assistant's turns from where the run stopped, and save the policy.
 
     Returns:
         What Trainer says of the training.
@@ -221,7 +221,7 @@ def callbacks(
     parts: AlignmentParts,
     push: Sequence[Callable[[Path], None]],
 ) -> list[TrainerCallback]:
-    """Return what saves answers to a few prompts at each evaluation, and protects the run.
+    """Return what saves answers at each evaluation, and what protects the run.
 
     Args:
         run: of the recipe; its samples.jsonl gets the answers.

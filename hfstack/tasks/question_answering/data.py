@@ -139,21 +139,15 @@ def read_questions(
         if bad_answers == "fail":
             refuse_rows(misplaced, "fix such rows, or --bad_answers skip or repair")
 
-    skipped = len(misplaced)
-    if repaired or skipped:
-        logger.warning(
-            "%s: %d answers were not where their rows said and are repaired, %d of %d rows left "
-            "out",
-            name,
-            repaired,
-            skipped,
-            len(rows),
-        )
+    if repaired or misplaced:
+        fact = "answers were not where their rows said and are repaired"
+        left_out = f"{len(misplaced)} of {len(rows)} rows left out"
+        logger.warning("%s: %d %s, %s", name, repaired, fact, left_out)
 
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
     if row_counts is not None:
-        row_counts.leave_out(name, "whose answer is not in its context", skipped)
+        row_counts.leave_out(name, "whose answer is not in its context", len(misplaced))
         row_counts.name_columns(rows.column_names, [*columns, "id"])
     return questions
 
@@ -161,7 +155,7 @@ def read_questions(
 def _read_question(
     row: Mapping[str, Any], columns: tuple[str, str, str]
 ) -> tuple[str, str, list[tuple[str, int | None]]]:
-    """Return a row's question, context and answers, or raise DataError where one is none."""
+    """Return a row's question, context and answers; raise DataError for a bad one."""
     for column in columns[:2]:
         if not isinstance(row[column], str) or not row[column].strip():
             raise DataError(f"the {column} is empty, or no text")

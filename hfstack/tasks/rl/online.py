@@ -121,7 +121,7 @@ def load_parts(
 def group_trainer(
     run: Run, parts: OnlineParts, args: GroupConfig, push: Sequence[Callable[[Path], None]]
 ) -> PPOTrainer:
-    """Return the trainer of RLOO and GRPO: no critic, and the reference is the policy's start.
+    """Return the trainer of RLOO and GRPO: no critic, the start as the reference.
 
     Args:
         run: of the recipe.

@@ -161,7 +161,7 @@ def prompt_problems(
 
 
 def tokenize_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a prompt up to its answer; turns are rendered with their tools.
+    """Return a prompt's tokens up to its answer, turns rendered with their tools.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
     """

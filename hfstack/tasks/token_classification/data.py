@@ -77,7 +77,7 @@ def load_sentences(
     quarantine_file: Path,
     row_counts: RowCounts,
 ) -> tuple[dict[str, list[Sentence]], list[str], dict[str, list[dict[str, Any]]]]:
-    """Return the sentences of each split, the tags, and what run.json says of the sources.
+    """Load the sentences of each split, all tags, and what run.json says of sources.
 
     Equal sentences stay on one side of the split. Arguments and errors are those of
     `read_sentences`, `tag_set` and `check_tags`; rows are refused by file and line.
@@ -166,7 +166,7 @@ def _checked_words(words: Any, column: str) -> list[str]:
 
 
 def _named_tags(tags: Any, words: int, column: str, names: Sequence[str]) -> list[str]:
-    """Return the names of a row's tags, or raise DataError where it has not one a word."""
+    """Return the names of a row's tags; raise DataError unless each word has one."""
     if not isinstance(tags, list) or len(tags) != words:
         count = len(tags) if isinstance(tags, list) else "no list of"
         raise DataError(f"{words} words but {count} tags; each word needs one")
