@@ -212,7 +212,7 @@ def test_continues_a_checkpoint_in_accumulated_steps(pretrain, tmp_path: Path) -
             "--mask_probability must be above 0 and below 1, got 1.0",
         ),
         ({"mask_unit": "words"}, ConfigError, "mask_unit"),
-        ({"use_peft": "true"}, ConfigError, "not pretraining"),
+        ({"use_peft": "true"}, ConfigError, "this recipe pretrains one"),
         (
             {"metric_for_best_model": "f1"},
             ConfigError,
