@@ -13,7 +13,7 @@ from hfstack.feedback.export import read_stores, store_paths
 from hfstack.publishing.card.render import pick_samples
 from hfstack.publishing.files import detect_kind, make_item, published_files, tokenizer_files
 from hfstack.publishing.lineage import follow_chain
-from hfstack.publishing.merging import merge_adapter
+from hfstack.publishing.merging import write_merged
 from hfstack.recipe_settings import load_recipe
 from hfstack.reporting.runs import load_runs
 from hfstack.runs.record import read_run
@@ -167,7 +167,7 @@ def test_a_merge_copies_no_file_that_a_link_leads_to(
     link(model / "task.json", private / "notes.json")
     (tmp_path / "merged").mkdir()
     with pytest.raises(CheckpointError, match=r"task.json is a link to .*notes.json"):
-        merge_adapter(model, detect_kind(model, {}), tmp_path / "merged")
+        write_merged(model, detect_kind(model, {}), tmp_path / "merged")
     assert PRIVATE not in "".join(
         path.read_text(errors="replace") for path in (tmp_path / "merged").glob("*.json")
     )

@@ -298,7 +298,7 @@ def test_what_was_pushed_is_not_read_from_this_machines_cache(
     assert check_pushed(where, items, sha) == 2
 
 
-def test_what_the_endpoint_says_is_not_trusted(hub: Hub, items: list[Item]):
+def test_what_the_endpoint_says_is_not_trusted(hub: Hub, items: list[FileToPublish]):
     """A record of an earlier publication that is none, and a wait of a year."""
     where = target(hub)
     parent = prepare_repo(where)

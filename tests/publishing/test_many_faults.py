@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import HfstackError
-from hfstack.publishing.files import Item, make_item
+from hfstack.publishing.files import FileToPublish, make_item
 from hfstack.publishing.hub import HubRepo, check_pushed, find_superseded, prepare_repo, push
 from hfstack.runs.rendering import PUBLICATION
 from tests.hub_fixtures import WRITER, hub
@@ -28,7 +28,7 @@ REQUESTS = (
 ANSWERS = (*("drop",) * 6, 400, 401, 403, 404, 408, 409, 412, 413, 429, 500, 502, 503, 504)
 
 
-def publish(where: HubRepo, items: list[Item]) -> str:
+def publish(where: HubRepo, items: list[FileToPublish]) -> str:
     """Do what the recipe does from the first request to the last; return the commit."""
     parent = prepare_repo(where)
     old = find_superseded(where, parent, items, kind="causal")
@@ -37,7 +37,7 @@ def publish(where: HubRepo, items: list[Item]) -> str:
     return sha
 
 
-def make_items(folder: Path, version: int) -> list[Item]:
+def make_items(folder: Path, version: int) -> list[FileToPublish]:
     """Return a publication whose files all differ from one version to the next."""
     place = folder / str(version)
     place.mkdir()
