@@ -79,7 +79,7 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
         return [{"messages": [{"role": r, "content": f"{r} {n}"} for r in roles]} for n in numbers]
     if kind == "instructions":
         return [{"prompt": f"p {n}", "completion": f"a {n}"} for n in numbers]
-    if kind in ("prompts", "problems"):
+    if kind in ("prompts", "problems", "hh_chosen"):
         return [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in numbers]
     if recipe == "answer":
         answers = {"text": ["den"], "answer_start": [4]}
@@ -217,8 +217,12 @@ def read_preferences(
 ) -> dict[str, Rows]:
     args: PreferenceArgs = settings["PreferenceArgs"]
     keys = ("prompt", "chosen", "rejected", "completion", "label")
+
+    def text_of(value: Any) -> Any:  # of one turn, where texts became turns
+        return value[0]["content"] if isinstance(value, list) else value
+
     return {
-        name: [{key: row[key] for key in keys if key in row} for row in cast(Any, rows)]
+        name: [{key: text_of(row[key]) for key in keys if key in row} for row in cast(Any, rows)]
         for name, rows in load_preferences(data, args, form=form).items()
     }
 
@@ -233,7 +237,7 @@ def read_prompts(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
 
 
 READERS: dict[str, Callable[[DataArgs, dict[str, Any]], dict[str, Rows]]] = {
-    **dict.fromkeys(("clean", "tokenizer", "pretrain_clm", "pretrain_mlm"), read_text),
+    **dict.fromkeys(("tokenizer", "pretrain_clm", "pretrain_mlm"), read_text),
     **dict.fromkeys(("dpo", "orpo", "reward", "preferences"), read_preferences),
     **dict.fromkeys(("ppo", "rloo", "grpo", "win_rate"), read_prompts),
     "kto": read_thumbs,

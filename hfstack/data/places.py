@@ -24,7 +24,7 @@ def refuse_rows(problems: Sequence[RowProblem], advice: str = "") -> None:
 
 @contextmanager
 def rows_by_line(
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    splits: Mapping[str, Any],
     texts: Sequence[str | None],
     others: Sequence[str],
     sources: Sequence[Source],
@@ -32,7 +32,7 @@ def rows_by_line(
     """Name rows that are refused by their files and lines.
 
     Args:
-        splits: their rows, as `places_of` finds them.
+        splits: rows of each, by number from 0.
         texts: columns that stand in the rows as in the files.
         others: columns that tell rows of equal texts apart. One may have been read as something
             else than what stands in the file: then the texts alone say which row it is.

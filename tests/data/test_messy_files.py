@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
         seq2seq,
         "a.jsonl",
         lines({"source": "a", "target": "é"}).encode("latin-1"),
-        r"a\.jsonl line 1: invalid UTF-8 at byte 26",
+        r"a\.jsonl line 1: invalid UTF-8 at byte 27",
     ),
     "windows": (classify, "a.csv", TABLE.replace("\n", "\r\n"), READ),
     "old mac": (classify, "a.csv", TABLE.replace("\n", "\r"), READ),
@@ -113,6 +113,12 @@ CASES: dict[str, Case] = {
     "ragged": (classify, "a.csv", TABLE + "a,b,c\n", r"a\.csv line 5: 3 cells where the header"),
     "short": (classify, "a.csv", TABLE + "few\n", r"a\.csv line 5: 1 cells where the header"),
     "two tables": (classify, "a.csv", TABLE + TABLE, r"a\.csv line 5: the header again"),
+    "two tables with marks": (
+        classify,
+        "a.csv",
+        TABLE.encode() + b"\xef\xbb\xbf" + TABLE.encode(),
+        r"a\.csv line 5: the header again",
+    ),
     "a column twice": (
         seq2seq,
         "a.tsv",
@@ -179,6 +185,24 @@ CASES: dict[str, Case] = {
     "whole decimals": (classify, "a.csv", "text,label\na,1.0\nb,0.0\n", [("a", 1), ("b", 0)]),
     "words for no value": (seq2seq, "a.csv", "source,target\nnan,NA\n", [("nan", "NA")]),
     "an empty label": (classify, "a.csv", TABLE + "x,\n", r"a\.csv line 5"),
+    "no number among numbers": (
+        classify,
+        "a.csv",
+        "text,label\na,1\nb,nan\nc,0\nd,NA\n",
+        r"^2 rows cannot be used, first: a\.csv line 3: no label in column 'label', but 'nan'",
+    ),
+    "none is a class": (
+        classify,
+        "a.csv",
+        "text,label\na,none\nb,some\n",
+        [("a", "none"), ("b", "some")],
+    ),
+    "no thumb": (
+        thumbs,
+        "a.jsonl",
+        lines({"prompt": "p", "completion": "a", "label": 2}),
+        "row 1: label is 2, no thumb: write true or false",
+    ),
     "thumbs": (thumbs, "a.jsonl", lines(*THUMBS), [("p", "a", True)]),
 }
 

@@ -150,8 +150,7 @@ def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.Buffere
 def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
     """Return the bytes of a text in UTF-8, without its byte order mark."""
     if _ends_lines_by_return(stream.peek(1)):
-        pieces = iter(lambda: stream.read(_CHUNK).replace(b"\r", b"\n"), b"")
-        stream = io.BufferedReader(_FileOfPieces(pieces), 1 << 20)
+        stream = io.BufferedReader(_FileOfPieces(_returns_as_ends(stream)), 1 << 20)
 
     head = stream.peek(_CHUNK)[:_CHUNK]
     if head.startswith(codecs.BOM_UTF8):
@@ -177,6 +176,12 @@ def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
 def _ends_lines_by_return(head: bytes) -> bool:
     """Return whether a carriage return alone ends a line, as it did on old Macs."""
     return b"\r" in head[:-1] and b"\n" not in head and 0 not in head
+
+
+def _returns_as_ends(stream: io.BufferedReader) -> Iterator[bytes]:
+    """Yield a text with line feeds in place of carriage returns."""
+    while chunk := stream.read(_CHUNK):
+        yield chunk.replace(b"\r", b"\n")
 
 
 def _unmarked_utf16(head: bytes) -> str:

@@ -97,7 +97,7 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
 
 
 def _row_of_cells(number: int, header: list[str], cells: list[str], delimiter: str) -> NumberedRow:
-    if cells == header:
+    if cells[-1:] == header[-1:] and [cells[0].lstrip("\ufeff"), *cells[1:]] == header:
         detail = "the header again, as where tables were joined"
         return number, BadRow("repeated header", detail), delimiter.join(cells)
     if len(cells) == len(header):

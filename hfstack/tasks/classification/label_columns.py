@@ -26,6 +26,8 @@ Values = dict[str, list[Any]]
 _MOST_WHOLE_DECIMALS = 20
 _NUMPY_LIST = re.compile(r"\[\s*[-\d.]+(\s+[-\d.]+)*\s*\]")
 _NUMPY_TEXTS = re.compile(r"""\[\s*(['"])[^'"]*\1(\s+\1[^'"]*\1)+\s*\]""")
+_NO_VALUE = {"nan", "na", "n/a", "null", "none"}
+_NUMBER_TEXT = re.compile(r"[-+]?\d+(\.\d+)?")
 _LISTED_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)*")
 
 
@@ -248,11 +250,20 @@ def _refuse_empty(values: Values, column: str) -> None:
             return any(each is None or each == "" for each in value)
         return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
+    # Beside numbers, what pandas writes for no value is no class of its own.
+    texts = {value for own in values.values() for value in own if isinstance(value, str)}
+    unset = {text for text in texts if text.casefold() in _NO_VALUE}
+    others = texts - unset
+    if not others or not all(map(_NUMBER_TEXT.fullmatch, others)):
+        unset = set()
+
     problems = [
-        (split, number, f"no label in column {column!r}")
+        (split, number, f"no label in column {column!r}{shown}")
         for split, own in values.items()
         for number, value in enumerate(own, 1)
-        if empty(value)
+        for no_value in [isinstance(value, str) and value in unset]
+        for shown in [f", but {value!r}" if no_value else ""]
+        if no_value or empty(value)
     ]
     refuse_rows(problems, "remove such rows or label them")
 

@@ -434,6 +434,8 @@ def scored_by_prompt(
             problem = problem or problem_of_answer(answer, column)
             if problem is None and not isinstance(score, int | float):
                 problem = f"a score must be a number (or true, false), got {score!r}"
+            if problem is None and kind == "thumbs" and score not in (0, 1):
+                problem = f"{args.label_column} is {score!r}, no thumb: write true or false"
 
         if refused(number, given, problem, counts, bad):
             continue
