@@ -166,10 +166,9 @@ def explain_failure(
     strict = record.verified_checkpoints
     try:
         newest = newest_checkpoint(directory, needs_manifest=strict)
-    except CheckpointError as unreadable:
-        logger.warning("the checkpoints could not be looked at: %s", unreadable)
-        newest = None
-    standing = "no checkpoint is whole yet" if newest is None else f"{newest.name} is whole"
+        standing = "no checkpoint is whole yet" if newest is None else f"{newest.name} is whole"
+    except CheckpointError:
+        standing = "its checkpoints, which cannot be looked at either, are as they were"
     return MachineError(
         f"this machine failed the run: {failure}; {standing}: then continue with "
         "--resume_from_checkpoint last"

@@ -102,7 +102,8 @@ def test_each_failure_in_the_middle_is_one_line_and_the_run_goes_on(
             resource.setrlimit(resource.RLIMIT_NOFILE, LIMIT)
         text = str(e.value)
         assert message in text and "\n" not in text, name
-        assert "--resume_from_checkpoint last" in text, name
+        standing = "cannot be looked at" if name == "no descriptors" else "checkpoint-4 is whole"
+        assert standing in text and "--resume_from_checkpoint last" in text, name
         assert {"checkpoint-2", "checkpoint-4"} <= set(names(run)), name
         if name != "no descriptors":
             assert read_run(run).error_kind == "MachineError", name
