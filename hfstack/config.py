@@ -145,6 +145,10 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
     if len(known.config) > 1:
         raise ConfigError(f"--config may be given once, got {', '.join(map(str, known.config))}")
 
+    for flag in flags:
+        if not flag.isascii() and flag.encode(errors="replace").decode() != flag:
+            raise ConfigError(f"{ascii(flag)[:60]} is no text in UTF-8: nothing could record it")
+
     parser, hints = build_parser(*dataclass_types)
     entries = _read_yaml(known.config[0], parser, hints, flags) if known.config else {}
     yaml_flags = list(itertools.chain.from_iterable(entry.flags for entry in entries.values()))
@@ -403,8 +407,11 @@ def _build_settings(cls: Any, values: dict[str, Any]) -> Any:
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
     except HfstackError:
         raise
-    # Upstream opens the files that some settings name, such as accelerator_config.
-    except (ValueError, ImportError, OSError) as error:
+    # Upstream opens the files that some settings name, and calls classes with mappings.
+    except (ValueError, ImportError, OSError, TypeError) as error:
+        is_ours = cls.__module__.partition(".")[0] == "hfstack"
+        if is_ours and isinstance(error, TypeError):
+            raise
         raise ConfigError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
 
 

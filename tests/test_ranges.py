@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hfstack.config import build_parser, parse
+from hfstack.data.reading.files import looks_local
 from hfstack.errors import ConfigError
 from hfstack.ranges import RANGES, describe_range
 from hfstack.recipe_settings import load_recipe, settings_classes
@@ -115,8 +116,13 @@ def test_ranges_are_read_as_mathematics_writes_them() -> None:
     assert {name: describe_range(name) for name in words} == words
 
 
-def test_a_number_of_400_digits_and_a_file_that_is_not_there_are_one_line(sft: list[Any]) -> None:
+def test_what_a_fuzzer_has_found_is_one_line(sft: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"--max_length must be below 2\*\*63, got 400 digits"):
         parse(*sft, argv=["--output_dir", "x", "--max_length", "9" * 400])
     with pytest.raises(ConfigError, match="SFTConfig: .*No such file or directory: 'nowhere.json'"):
         parse(*sft, argv=["--output_dir", "x", "--accelerator_config", "nowhere.json"])
+    with pytest.raises(ConfigError, match="SFTConfig: .*unexpected keyword argument 'a'"):
+        parse(*sft, argv=["--output_dir", "x", "--accelerator_config", '{"a": 1}'])
+    with pytest.raises(ConfigError, match=r"--run_name=.udc80' is no text in UTF-8"):
+        parse(*sft, argv=["--output_dir", "x", "--run_name=\udc80"])
+    assert not looks_local("9" * 400)

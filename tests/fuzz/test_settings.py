@@ -104,10 +104,8 @@ def fits(value: Any, hint: Any) -> bool:
         is_number = isinstance(value, int if hint is int else int | float)
         return is_number and not isinstance(value, bool) and math.isfinite(value)
     if hint is str:
-        # what no file and no terminal can hold
-        return (
-            isinstance(value, str) and "\0" not in value and value.isprintable() | ("\n" in value)
-        )
+        # what no file can hold
+        return isinstance(value, str) and "\0" not in value and _is_utf8(value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return isinstance(value, hint) or value in [one.value for one in hint]
     if dataclasses.is_dataclass(hint) and isinstance(value, hint):
@@ -130,7 +128,8 @@ def _largest(value: Any) -> float:
 
 def says_the_same(spelling: str, value: Any, hint: Any) -> bool:
     """Return whether the value of a number or a switch is what the file says of it."""
-    kinds = {hint} if not typing.get_args(hint) else set(typing.get_args(hint))
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if is_union else {hint}
     text = spelling.partition(" #")[0].strip().strip("\"'")
     if kinds <= {int, float, type(None)}:
         return text in ("null", "~", "") if value is None else float(text) == value

@@ -542,5 +542,5 @@ def test_a_malformed_artifact_is_named_with_its_line(tmp_path: Path) -> None:
         read_samples(samples, may_be_incomplete=False)
     state = tmp_path / "trainer_state.json"
     state.write_text('{"log_history": [{"loss": 1.0}]}')
-    with pytest.raises(DataError, match=r"log_history\[0\].step is None, not a number"):
+    with pytest.raises(DataError, match=r"log_history\[0\].step is None, not a step"):
         read_history(state)

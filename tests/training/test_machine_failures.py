@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from hfstack import disk
 from hfstack.cli.retry import _MISTAKES
 from hfstack.config import command_line
-from hfstack.errors import MachineError
+from hfstack.errors import CheckpointError, MachineError
 from hfstack.machine_failures import describe_failure
+from hfstack.runs import resume
 from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run, RunArgs
@@ -102,10 +103,10 @@ def test_each_failure_in_the_middle_is_one_line_and_the_run_goes_on(
             resource.setrlimit(resource.RLIMIT_NOFILE, LIMIT)
         text = str(e.value)
         assert message in text and "\n" not in text, name
-        standing = "cannot be looked at" if name == "no descriptors" else "checkpoint-4 is whole"
-        assert standing in text and "--resume_from_checkpoint last" in text, name
+        assert "--resume_from_checkpoint last" in text, name
         assert {"checkpoint-2", "checkpoint-4"} <= set(names(run)), name
         if name != "no descriptors":
+            assert "; checkpoint-4 is whole: then continue with" in text, name
             assert read_run(run).error_kind == "MachineError", name
             assert read_run(run).error == text, name
     assert not [record for record in log.records if record.exc_info]
@@ -113,6 +114,21 @@ def test_each_failure_in_the_middle_is_one_line_and_the_run_goes_on(
 
     train("out", resume_from_checkpoint="last")
     same(tmp_path / "whole", run)
+
+
+def test_checkpoints_that_cannot_be_looked_at_are_not_said_to_be_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("checkpoint-4 could not be read in 4 tries")
+
+    monkeypatch.setattr(resume, "newest_checkpoint", refuse)
+    with (
+        pytest.raises(MachineError, match="which cannot be looked at either, are as they were"),
+        Run.start("clean.py", tmp_path, RunArgs()),
+    ):
+        monkeypatch.setattr("hfstack.runs.run.newest_checkpoint", refuse)
+        raise io_error(errno.EIO, "rows.bin")
 
 
 def test_an_output_dir_that_is_deleted_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from hfstack.disk import hash_file, retry_reading
+from hfstack.disk import hash_file, is_missing, retry_reading
 from hfstack.errors import DataError
 
 MOST_ROW_MIB = 64
@@ -122,8 +122,18 @@ def looks_local(path: str) -> bool:
         or path[:1] in "./~"
         or glob.has_magic(path)
         or is_in_braces(path)
-        or Path(path).exists()
+        or _is_there(path)
     )
+
+
+def _is_there(path: str) -> bool:
+    """Return whether something has this name; one that is too long is that of nothing."""
+    try:
+        return Path(path).exists()
+    except OSError as error:
+        if is_missing(error):
+            return False
+        raise
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
