@@ -26,6 +26,7 @@ from hfstack.planning.plan import (
     change_rows,
     checkpointing_peaks,
     correct_needs,
+    cost_of_run,
     find_device,
     memory_rows,
     read_law,
@@ -46,13 +47,16 @@ def main(
 
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
         if work_args.recipe is not None:
-            return run.finish(plan_recipe(run, work_args, device_args))
+            price = budget_args.price_per_device_hour
+            return run.finish(plan_recipe(run, work_args, device_args, price=price))
 
         run.record_inputs(budget_args.fit)
         return run.finish(plan_compute(run, budget_args, device_args))
 
 
-def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, float]:
+def plan_recipe(
+    run: Run, work: WorkArgs, machine: DeviceArgs, *, price: float | None
+) -> dict[str, float]:
     """Return what a recipe takes on one device, and what to change if too much."""
     name = str(work.recipe)
     path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"{name}.py")
@@ -82,6 +86,8 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     metrics |= recipe_metrics(
         workload, needs, device, devices=machine.devices, utilization=utilization
     )
+    if price is not None:
+        metrics |= cost_of_run(metrics.get("hours"), price, devices=machine.devices)
 
     # tables
     show(run, "memory by model", MEMORY_COLUMNS, memory_rows(workload, needs))

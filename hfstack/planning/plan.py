@@ -321,6 +321,22 @@ def recipe_metrics(
     return metrics
 
 
+def cost_of_run(hours: float | None, price: float, *, devices: int) -> dict[str, float]:
+    """Return the money that a whole run takes, at a price for an hour of one device.
+
+    Raises:
+        ConfigError: the price is not above 0, or the number of steps is not known.
+    """
+    if not 0 < price < math.inf:
+        raise ConfigError(f"--price_per_device_hour must be above 0, got {price:g}")
+    if hours is None:
+        raise ConfigError(
+            f"--price_per_device_hour {price:g}: the run's steps are not known; give --train_rows, "
+            "the rows of your data, or --max_steps in --recipe_options"
+        )
+    return {"money": hours * devices * price}
+
+
 def correct_needs(
     workload: Workload, needs: Needs, measured: MeasuredStep, device: Device
 ) -> tuple[Needs, float]:

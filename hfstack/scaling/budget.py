@@ -41,7 +41,8 @@ class BudgetArgs:
     money: float | None = None
     """In any currency."""
     price_per_device_hour: float | None = None
-    """What one device costs for an hour, in the same currency."""
+    """What one device costs for an hour, in the same currency; with --recipe the plan says what the
+    whole run costs."""
     fit: str | None = None
     """Finished scaling_fit run whose law is used; Chinchilla's by default."""
     architecture: str = "llama-125m.json"

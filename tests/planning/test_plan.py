@@ -24,6 +24,7 @@ from hfstack.planning.plan import (
     changes_that_fit,
     checkpointing_peaks,
     correct_needs,
+    cost_of_run,
     disk_bytes,
     find_device,
     memory_rows,
@@ -242,6 +243,14 @@ def test_times_and_disk_follow_from_the_numbers(read: Any) -> None:
     assert disk_bytes(unsaved, needs) == needs.checkpoint
     kept = read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10)
     assert disk_bytes(kept, needs) == 12 * needs.checkpoint
+
+
+def test_a_run_costs_its_hours_on_each_device() -> None:
+    assert cost_of_run(2.5, 3.0, devices=4) == {"money": 30.0}
+    with pytest.raises(ConfigError, match="--price_per_device_hour must be above 0, got -3"):
+        cost_of_run(2.5, -3.0, devices=1)
+    with pytest.raises(ConfigError, match="--price_per_device_hour 3: .* give --train_rows"):
+        cost_of_run(None, 3.0, devices=1)
 
 
 def test_real_steps_correct_the_plan(read: Any) -> None:

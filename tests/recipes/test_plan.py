@@ -53,10 +53,13 @@ def test_a_recipe_is_planned_for(
         options,
         "--memory_gib",
         "0.03",
+        "--price_per_device_hour",
+        "3",
         "--output_dir",
         str(tmp_path / "plan"),
     )
     assert metrics["fits"] == 0 and metrics["steps"] == 20
+    assert metrics["money"] == pytest.approx(3 * metrics["hours"])
     shown = capsys.readouterr().out
     assert "it does not fit into" in shown and "changes that make it fit" in shown
     assert {"memory by model", "plan"} <= read_run(tmp_path / "plan").tables.keys()
