@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo feedback test test-versions test-slow lint format docs docs-check wheel clean
+.PHONY: help venv demo feedback test test-versions test-slow lint format docs docs-check docs-site wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
@@ -12,8 +12,9 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
 	@echo "make lint        ruff and pyright"
-	@echo "make docs        write the generated option reference and file trees"
-	@echo "make docs-check  check that the reference, the file trees and the links of the docs are up to date"
+	@echo "make docs        write the generated option reference, the file tree and the list of translations"
+	@echo "make docs-check  check that these and the links and commands of the docs are up to date"
+	@echo "make docs-site   build the docs as a site into site/, to read and search without a network"
 	@echo "make venv        only make the virtual environment, in $(VENV)"
 
 venv: $(VENV)/.complete
@@ -60,9 +61,14 @@ docs-check: venv
 	$(BIN)/python -m hfstack.cli.reference --check
 	$(BIN)/python -m pytest tests/test_docs.py
 
+docs-site: venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open site/index.html in a browser"
+
 wheel: venv
 	$(BIN)/python -m build --wheel
 	$(BIN)/python .ci/describe_wheel "$$(ls -t dist/*.whl | head -1)"
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache
