@@ -6,6 +6,7 @@ from pathlib import Path
 REPOSITORY = "https://github.com/hfstack/hfstack/blob/main/"
 FIRST = ["Home", "Tasks", "questions.md", "story.md", "chat.md", "Recipes"]  # then pages by name
 LAST = ["Reference", "中文"]
+TRANSLATION = re.compile(r"\A<!-- translation of .*? -->\n")
 LINK = re.compile(r"\]\((?P<path>(?:\.\./)+[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -21,7 +22,8 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
         path = target.relative_to(docs.parent).as_posix()
         return f"]({REPOSITORY}{path}{match['anchor'] or ''})"
 
-    return LINK.sub(outside, markdown)
+    # A title is taken from a heading that stands first; a translation's mark stands before it.
+    return LINK.sub(outside, TRANSLATION.sub("", markdown))
 
 
 def on_nav(nav, config, files):

@@ -1,16 +1,23 @@
-"""Make the file trees of README.md and docs/tree.md from the files themselves.
+"""Make docs/tree.md, the tree of hfstack/, from the files themselves.
 
-README.md shows each package with the names of its files, docs/tree.md every file with the first
-line of its docstring. Neither is typed by hand, so neither can differ from the code.
+It shows each package with the names of its files, then every file with the first line of its
+docstring. Nothing of it is typed by hand, so it cannot differ from the code.
 """
 
 import ast
 from pathlib import Path
 
-from hfstack.errors import ConfigError
-
-BEGIN, END = "<!-- file tree: begin -->", "<!-- file tree: end -->"
 _TREE_COLUMNS = 100
+_BESIDE = """\
+Beside it:
+
+```
+recipes/             one .py and one .yaml each; architectures/, chat_templates/; full_story.sh
+accelerate_configs/  cpu, single, multi_gpu, fsdp2, zero2, zero3, multi_node, slurm/
+tests/               mirrors hfstack/ and recipes/; golden/ holds recorded losses
+benchmarks/          ours against what you would use instead
+docs/                index.md is the way in; tasks/, recipes/, reference/ (generated), zh/
+```"""
 
 
 def first_line(path: Path) -> str:
@@ -54,8 +61,14 @@ def long_tree(root: Path) -> str:
         "<!-- Made by `python -m hfstack.cli.reference` from the files' first lines. Do not edit. "
         "-->",
         "",
-        "One line for each file, which is the first line of its docstring. To find a place by a",
-        "question, see [the walk](walk.md).",
+        "A package for each task, over shared floors. Below the overview each file has a line,",
+        "the first of its docstring. To find a place by a question, see [the walk](walk.md).",
+        "",
+        "```",
+        short_tree(root),
+        "```",
+        "",
+        _BESIDE,
     ]
 
     for folder, paths in packages(root).items():
@@ -66,22 +79,3 @@ def long_tree(root: Path) -> str:
             lines.append(f"| `{path.name}` | {line} |")
 
     return "\n".join(lines) + "\n"
-
-
-def with_tree(readme: str, tree: str) -> str:
-    """Return a README with the block between its two marks replaced by a tree.
-
-    Raises:
-        ConfigError: when the README lacks a mark.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"README.md needs the two lines {BEGIN} and {END} around its file tree")
-    return f"{before}{BEGIN}\n```\n{tree}\n```\n{END}{after}"
-
-
-def tree_pages(root: Path) -> dict[str, str]:
-    """Return README.md and docs/tree.md as they should be, by their path."""
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    return {"README.md": with_tree(readme, short_tree(root)), "docs/tree.md": long_tree(root)}

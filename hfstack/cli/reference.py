@@ -3,9 +3,9 @@
     python -m hfstack.cli.reference            # write the pages
     python -m hfstack.cli.reference --check    # exit 1 when a page is not what it should be
 
-The file trees of README.md and docs/tree.md are made in the same go, from hfstack.cli.file_tree.
-`hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the
-floors: it loads recipes by their path, and nothing imports it.
+The tree of docs/tree.md and the list of translations that are behind, in docs/zh/README.md, are
+made in the same go. `hfstack run X --help` prints these pages, so that it need not import torch. A
+tool beside the floors: it loads recipes by their path, and nothing imports it.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from typing import Any
 
 import yaml
 
-from hfstack.cli.file_tree import tree_pages
+from hfstack.cli.file_tree import long_tree
+from hfstack.cli.translations import STATUS_PAGE, status_page
 from hfstack.config import build_parser
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
@@ -99,11 +100,16 @@ def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
     )
 
 
-def stale_trees(trees: dict[str, str], root: Path) -> list[str]:
-    """Return the paths of the pages with a file tree that are missing or out of date."""
+def other_pages(root: Path) -> dict[str, str]:
+    """Return the other pages that are made, by their path."""
+    return {"docs/tree.md": long_tree(root), STATUS_PAGE.as_posix(): status_page(root)}
+
+
+def stale_others(pages: dict[str, str], root: Path) -> list[str]:
+    """Return the paths of these pages that are missing or out of date."""
     return [
         name
-        for name, text in trees.items()
+        for name, text in pages.items()
         if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text
     ]
 
@@ -129,16 +135,16 @@ def write_reference(argv: list[str] | None = None) -> None:
     folder = CHECKOUT / "docs" / "reference"
     pages = make_pages(CHECKOUT / "recipes")
     stale = stale_pages(pages, folder)
-    trees = tree_pages(CHECKOUT)
-    old_trees = stale_trees(trees, CHECKOUT)
+    others = other_pages(CHECKOUT)
+    stale_names = stale_others(others, CHECKOUT)
 
-    if check and (stale or old_trees):
-        names = [*(f"docs/reference/{name}" for name in stale), *old_trees]
+    if check and (stale or stale_names):
+        names = [*(f"docs/reference/{name}" for name in stale), *stale_names]
         raise ConfigError(f"out of date: {', '.join(names)}; run: python -m hfstack.cli.reference")
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in old_trees:
-        (CHECKOUT / name).write_text(trees[name], encoding="utf-8")
+    for name in stale_names:
+        (CHECKOUT / name).write_text(others[name], encoding="utf-8")
 
     for name in stale:
         # The page of a recipe that is gone goes with it.
@@ -147,7 +153,7 @@ def write_reference(argv: list[str] | None = None) -> None:
         else:
             (folder / name).unlink()
 
-    rewritten = ", ".join([*stale, *old_trees])
+    rewritten = ", ".join([*stale, *stale_names])
     result = f"rewritten: {rewritten}" if rewritten else "up to date"
     logger.info("docs: %d recipes, %s", len(pages), result)
 

@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 
 from hfstack.cli import doctor, reference
 from hfstack.cli import main as cli
-from hfstack.cli.file_tree import tree_pages, with_tree
 from hfstack.cli.launch import trains_a_model
 from hfstack.errors import ConfigError
 from hfstack.recipe_settings import load_recipe
@@ -82,13 +81,12 @@ ExampleArgs (example.py)
       somewhere.
 ```
 """
-README = """# hfstack
+STATUS = """<!-- translation of README.md at 000000000000 -->
+# hfstack
 
-<!-- file tree: begin -->
+<!-- translations: begin -->
 old
-<!-- file tree: end -->
-
-Beside it.
+<!-- translations: end -->
 """
 
 
@@ -120,7 +118,10 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "recipes").mkdir()
     for file in (example, example.with_suffix(".yaml")):
         file.rename(tmp_path / "recipes" / file.name)
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "README.md").write_text("# hfstack\n")
+    status = tmp_path / "docs" / "zh" / "README.md"
+    status.parent.mkdir(parents=True)
+    status.write_text(STATUS)
     source = tmp_path / "hfstack" / "data" / "sources.py"
     source.parent.mkdir(parents=True)
     source.write_text('"""Load `a | b`."""\n')
@@ -129,29 +130,24 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError) as caught:
         reference.write_reference(["--check"])
     assert str(caught.value) == (
-        "out of date: docs/reference/example.md, README.md, docs/tree.md; "
+        "out of date: docs/reference/example.md, docs/tree.md, docs/zh/README.md; "
         "run: python -m hfstack.cli.reference"
     )
     reference.write_reference([])
     assert (tmp_path / "docs" / "reference" / "example.md").read_text() == PAGE
-    assert (tmp_path / "README.md").read_text() == README.replace(
-        "old", "```\nhfstack/data/ sources\n```"
-    )
-    assert "| `sources.py` | Load `a \\| b` |" in (tmp_path / "docs" / "tree.md").read_text()
+    tree = (tmp_path / "docs" / "tree.md").read_text()
+    assert "```\nhfstack/data/ sources\n```" in tree and "| `sources.py` | Load `a \\| b` |" in tree
+    assert "其中 1 页" in status.read_text()
+    assert "- [docs/zh/README.md](README.md)" in status.read_text()
     reference.write_reference(["--check"])
 
     source.with_name("splitting.py").write_text('"""Split."""\n')
-    with pytest.raises(ConfigError, match="out of date: README.md, docs/tree.md; run"):
+    with pytest.raises(ConfigError, match="out of date: docs/tree.md; run"):
         reference.write_reference(["--check"])
 
 
-def test_a_readme_without_the_marks_is_refused():
-    with pytest.raises(ConfigError, match="README.md needs the two lines <!-- file tree: begin"):
-        with_tree("# hfstack\n", "hfstack/ config")
-
-
-def test_the_trees_in_the_readme_and_docs_are_up_to_date():
-    assert reference.stale_trees(tree_pages(ROOT), ROOT) == []
+def test_the_tree_and_the_list_of_translations_are_up_to_date():
+    assert reference.stale_others(reference.other_pages(ROOT), ROOT) == []
 
 
 def test_the_pages_in_docs_are_up_to_date():
