@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line, too_large
@@ -155,9 +156,11 @@ def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
             "in a tsv file; write the table with commas (.csv), or without quotes"
         )
 
-    double = [name for name in header if header.count(name) > 1]
-    if double:
-        raise DataError(f"{place}: the header names the column {double[0]!r} twice")
+    # A damaged file may have a hundred thousand columns.
+    counts = Counter(header)
+    double = next((name for name in header if counts[name] > 1), None)
+    if double is not None:
+        raise DataError(f"{place}: the header names the column {double[:40]!r} twice")
 
     numbers = [name for name in header if _NUMERIC_CELL.fullmatch(name)]
     if numbers:

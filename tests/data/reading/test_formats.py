@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,13 @@ def test_txt_documents(tmp_path: Path) -> None:
     assert rows_of(marked) == [(1, {"text": "One.\n\nTwo."}), (5, {"text": "Three."})]
     broken = write(tmp_path, "broken.txt", b"fine\nb\xffd\nfine\n")
     assert rows_of(broken)[1] == (2, "invalid UTF-8 at byte 6 of the file (0xff)")
+
+
+def test_a_header_of_a_hundred_thousand_columns_takes_no_minutes(tmp_path: Path) -> None:
+    """As a damaged archive may unpack to; each name was once compared with every other."""
+    names = [f"c{number}" for number in range(100_000)]
+    path = write(tmp_path, "a.csv", ",".join([*names, "c7"]) + "\n")
+    began = time.process_time()
+    with pytest.raises(DataError, match="the header names the column 'c7' twice"):
+        rows_of(path)
+    assert time.process_time() - began < 5
