@@ -173,7 +173,7 @@ CASES: dict[str, Case] = {
         pairs,
         "a.jsonl",
         lines(PAIR, PAIR | {"rejected": ""}),
-        r"a\.jsonl|row 2|empty",
+        r"a\.jsonl line 2: rejected is empty; fix or remove it",
     ),
     "a word too many": (
         tag,
@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {
         thumbs,
         "a.jsonl",
         lines({"prompt": "p", "completion": "a", "label": 2}),
-        "row 1: label is 2, no thumb: write true or false",
+        r"a\.jsonl line 1: label is 2, no thumb: write true or false",
     ),
     "thumbs": (thumbs, "a.jsonl", lines(*THUMBS), [("p", "a", True)]),
 }

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
+from hfstack.data.places import rows_by_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, SourceLog, describe_roles, load_mixture
 from hfstack.data.splitting import Splits, drop_overlap, hold_out
@@ -108,7 +109,9 @@ def load_preferences(
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
         collect = None if data_args.on_bad_row == "fail" else bad
-        converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
+        columns = [column for column in columns_read(args) if column in rows.column_names]
+        with rows_by_line({"preference": rows}, columns, (), sources):
+            converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
         bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
         _report(name, counted, bad, bad_file)
 

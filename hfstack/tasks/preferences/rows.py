@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hfstack.data.places import RefusedRows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -392,9 +393,8 @@ def refused(
         return False
 
     if bad is None:
-        raise DataError(
-            f"preference row {number}: {problem}; fix or remove it, or set --on_bad_row skip"
-        )
+        advice = "fix or remove it, or set --on_bad_row skip"
+        raise RefusedRows([("preference", number, problem)], advice)
 
     counts.bad_rows += 1
     bad.append({"row": dict(row), "fault": problem})
