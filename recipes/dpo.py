@@ -24,6 +24,7 @@ from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
+from hfstack.tasks.preferences.checks import pair_problems
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 
@@ -44,6 +45,7 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # pairs and policy
         parts = alignment.load_inputs(run, model_args, data_args, preference_args, training_args)
+        parts.problems |= pair_problems(parts.rows)
 
         # reference: of an adapter it is the model without it; of a whole model, a second copy
         # that stays as it is

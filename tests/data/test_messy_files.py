@@ -220,4 +220,5 @@ def test_messy_files(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             reader(args)
         assert "\n" not in str(caught.value)
     else:
-        assert sorted(reader(args)) == sorted(expected)
+        # 1.0 equals 1, and is a number where 1 is a class
+        assert sorted(map(repr, reader(args))) == sorted(map(repr, expected))

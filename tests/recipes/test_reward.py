@@ -125,10 +125,10 @@ def test_ratings_are_taken_too(reward, tmp_path: Path):
 def test_bad_input_is_refused_in_one_line(reward, tiny_llama: Path, tmp_path: Path):
     row = {"prompt": "a", "chosen": "x", "rejected": "x"}
     (tmp_path / "same.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=r"row 1: chosen and rejected are the same"):
+    with pytest.raises(DataError, match=r"same\.jsonl line 1: chosen and rejected are the same"):
         reward(datasets=tmp_path / "same.jsonl", output_dir=tmp_path / "a")
     (tmp_path / "empty.jsonl").write_text(json.dumps(row | {"chosen": ""}) + "\n")
-    with pytest.raises(DataError, match=r"row 1: chosen is empty"):
+    with pytest.raises(DataError, match=r"jsonl line 1: chosen is empty"):
         reward(datasets=tmp_path / "empty.jsonl", output_dir=tmp_path / "b")
     (tmp_path / "names.jsonl").write_text(
         json.dumps({"question": "a", "good": "x", "bad": "y"}) + "\n"

@@ -65,8 +65,12 @@ def read_label_columns(
     values = _whole_decimals(values, column, kind)
     values = _multi_hot(values, column, given)
 
+    def changed(name: str) -> bool:  # 1.0 equals 1, and only the one is a class
+        same_types = list(map(type, values[name])) == list(map(type, before[name]))
+        return not same_types or values[name] != before[name]
+
     replaced = {
-        name: rows if values[name] == before[name] else _with_column(rows, column, values[name])
+        name: _with_column(rows, column, values[name]) if changed(name) else rows
         for name, rows in splits.items()
     }
     return replaced, column, list(given)

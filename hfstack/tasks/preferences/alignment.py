@@ -27,7 +27,6 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import (
     OVERLONG_PROMPT,
     check_starting_policy,
-    pair_problems,
     preference_problems,
     prompts_to_show,
 )
@@ -94,8 +93,6 @@ def load_inputs(
     tokenizer, policy, problems = load_policy(
         run, rows, model_args, data_args, max_length=training_args.max_length
     )
-    if form == "pairs":
-        problems |= pair_problems(rows)
     return AlignmentParts(checkpoint, rows, tokenizer, policy, problems)
 
 

@@ -109,16 +109,14 @@ def load_preferences(
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
         collect = None if data_args.on_bad_row == "fail" else bad
-        columns = [column for column in columns_read(args) if column in rows.column_names]
-        with rows_by_line({"preference": rows}, columns, (), sources):
+        with rows_by_line({"preference": rows}, [*columns_read(args)], (), sources):
             converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
         bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
         _report(name, counted, bad, bad_file)
 
         if counts is not None:
             counts[name] = counted
-        splits[name] = _as_dataset(converted)
-        read = [log[source.key] for source in sources]
+        splits[name], read = _as_dataset(converted), [log[source.key] for source in sources]
         row_counts.read_good(name, sum(one.rows or 0 for one in read), [r.bad_rows for r in read])
         _count_rows(row_counts, name, counted, form)
 

@@ -148,8 +148,7 @@ def train_and_evaluate(run: Run, trainer: PPOTrainer, parts: OnlineParts) -> dic
     Raises:
         ConfigError: what `checked` found would train silently wrong.
     """
-    trained = checked(trainer, parts.tokenizer, parts.problems)
-    trained.train(resume_from_checkpoint=parts.checkpoint)
+    checked(trainer, parts.tokenizer, parts.problems).train(resume_from_checkpoint=parts.checkpoint)
     save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
     return evaluate_policy(trainer)
 

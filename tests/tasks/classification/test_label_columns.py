@@ -93,7 +93,8 @@ def test_texts_that_may_be_lists_are_never_guessed_at():
 
 
 def test_whole_decimals_are_classes_and_others_numbers(caplog):
-    assert read([1.0, 0.0, 2.0]) == [1, 0, 2]
+    classes = read([1.0, 0.0, 2.0])
+    assert classes == [1, 0, 2] and all(type(value) is int for value in classes)
     assert (
         "holds whole decimals: 3 classes; to predict numbers set --kind regression" in caplog.text
     )
