@@ -217,13 +217,19 @@ def drop_repeated_evaluations(state: TrainerState) -> None:
 
 
 def count_every_step(metrics: dict[str, Any], state: TrainerState, resumed_step: int) -> None:
-    """Replace the train loss of a resumed run by the mean over all steps, or drop it."""
+    """Replace a resumed run's train loss by the mean over all steps, or drop it."""
     if "train_loss" not in metrics:
         return
     own = metrics.pop("train_loss")
-    loss = whole_train_loss(state.log_history, resumed_step, state.global_step, own)
-    if loss is not None:
-        metrics["train_loss"] = loss
+    logged = [entry for entry in state.log_history if "train_loss" in entry][-1:]
+    earlier = [entry for entry in state.log_history if entry not in logged]
+    loss = whole_train_loss(earlier, resumed_step, state.global_step, own)
+
+    # the log says the same as the record
+    for values in (metrics, *logged):
+        values.pop("train_loss", None)
+        if loss is not None:
+            values["train_loss"] = loss
 
 
 def whole_train_loss(

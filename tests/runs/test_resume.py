@@ -14,6 +14,7 @@ from hfstack.runs.manifest import write_manifest
 from hfstack.runs.resume import (
     choose_checkpoint,
     clear_full_disk,
+    count_every_step,
     drop_repeated_evaluations,
     whole_train_loss,
 )
@@ -125,6 +126,17 @@ def test_the_loss_of_a_resumed_run_counts_every_step() -> None:
     assert whole_train_loss(history, 6, 6, 0.0) is None, "and there is no other mean"
     ended = [*history, {"train_loss": 3.0, "step": 6}]
     assert whole_train_loss(ended, 6, 6, 0.0) == 3.0
+
+
+@pytest.mark.parametrize(("first", "expected"), [([], None), ([{"train_loss": 3.0}], 3.0)])
+def test_the_log_of_a_run_with_no_step_left_says_no_other_loss(
+    first: list[dict[str, float]], expected: float | None
+) -> None:
+    state: Any = SimpleNamespace(global_step=6, log_history=[*first, {"train_loss": 3075.0}])
+    metrics = {"train_loss": 3075.0, "eval_loss": 1.0}
+    count_every_step(metrics, state, 6)
+    assert metrics.get("train_loss") == expected
+    assert state.log_history[-1].get("train_loss") == expected
 
 
 def test_the_resume_point_is_chosen_once(tmp_path: Path) -> None:
