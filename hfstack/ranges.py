@@ -65,7 +65,8 @@ _TABLE = {
     "extraction_tokens pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_max_length "
-    "generation_num_beams gradient_accumulation_steps kl_horizon lora_alpha lora_r "
+    "generation_num_beams gradient_accumulation_steps judge_concurrency kl_horizon lora_alpha "
+    "lora_r probe_tokens "
     "max_answer_tokens max_completion_length max_length max_new_tokens max_pairs_per_prompt "
     "max_prompt_length max_source_length max_target_length max_tokens_per_microbatch "
     "min_frequency minhash_permutations model_max_length n_best "
@@ -79,8 +80,9 @@ _TABLE = {
     "-1 or [1, inf)": "max_steps",
     "[-1, inf)": "local_rank top_k",
     "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "
-    "draws instructions log_completions max_rows prompt_tokens pseudo_perplexity_texts "
-    "extraction_texts rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
+    "draws extraction_texts harness_examples instructions judge_price log_completions max_rows "
+    "probe_rows prompt_tokens pseudo_perplexity_texts "
+    "rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
     # sizes of steps, penalties and weights
     "beta center_rewards_coefficient cliprange cliprange_high cliprange_value "
     "critic_learning_rate desirable_weight dual_clip entropy_coef "
@@ -88,7 +90,8 @@ _TABLE = {
     "max_grad_norm money neftune_noise_alpha price_per_device_hour "
     "router_aux_loss_coef sample_temperature temperature tis_cap undesirable_weight "
     "value_head_init_std vf_coef warmup_steps weight_decay",
-    "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps kl_budget "
+    "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps "
+    "judge_timeout_s kl_budget "
     "kl_target logging_steps memory_gib num_train_epochs parameters reward_clip "
     "save_steps sizes target_kl window",
     # any number

@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -62,6 +63,7 @@ def main(
             peft_config=new_adapter(model_args, parts.policy, adapts_head=False),
             callbacks=alignment.callbacks(run, sample_args, parts, push_checkpoints(training_args)),
         )
+        watch_change(run, sample_args, trainer, parts.held_out)
 
         # train, save and evaluate
         return run.finish(alignment.train_on_pairs(run, trainer, parts), trainer)

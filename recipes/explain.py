@@ -1,13 +1,16 @@
-"""Show which tokens moved a classifier, by integrated gradients, on a page.
+"""Show which tokens moved a model, by integrated gradients, on a page.
 
     accelerate launch recipes/explain.py --config recipes/explain.yaml --steps 64
     hfstack run explain --model_name_or_path runs/classify --texts "a dull film"
 
-reads   a model that classify has trained, or one like it; texts, or rows with its columns
+Of a classifier a label's logit is explained, of a reward model the reward of an answer, of a causal
+language model the log-probability of an answer.
+
+reads   such a model; texts, or rows with its columns
 writes  explanations.html and explanations.jsonl in --output_dir
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,10 +21,16 @@ from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
+from hfstack.models.contents import identify_model
+from hfstack.models.loading import require_model_name
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.classification.attributions import explain_text
+from hfstack.tasks.classification.attributions import Explanation, explain_text
 from hfstack.tasks.classification.attributions_page import explanation_page
 from hfstack.tasks.classification.model import load_trained_classifier
+from hfstack.tasks.rewards.attributions import load_pair_explainer, read_pairs
+
+# What rows of prompts with answers may have.
+PAIRS = ("prompt", "completion", "chosen", "rejected")
 
 
 @dataclass
@@ -29,7 +38,13 @@ class ExplainArgs:
     """What to explain, and how exactly."""
 
     texts: list[str] = field(default_factory=list)
-    """Texts to explain."""
+    """Texts to explain; of a language model or with --answers they are prompts."""
+    answers: list[str] = field(default_factory=list)
+    """Answers to --texts, one each: what a reward model scores; a language model answers by itself
+    without.
+    """
+    answer_tokens: int = 32
+    """Longest answer that a language model gives by itself, in tokens."""
     datasets: list[Source] = field(default_factory=list)
     """Rows to explain, beside or instead of texts: local files, globs, folders or Hub ids."""
     max_rows: int = 20
@@ -43,9 +58,12 @@ class ExplainArgs:
     """What the attributions may miss of the logit difference, as a share of it."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.max_rows < 1:
+        for name in ("steps", "max_rows", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.answers and len(self.answers) != len(self.texts):
             raise ConfigError(
-                f"--steps and --max_rows must be at least 1, got {self.steps} and {self.max_rows}"
+                f"--answers are to --texts: {len(self.answers)} answers, {len(self.texts)} texts"
             )
         if self.tolerance <= 0:
             raise ConfigError(f"--tolerance must be above 0, got {self.tolerance}")
@@ -58,45 +76,30 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
     with Run.start(__file__, run_args.output_dir, model_args, explain_args, run_args) as run:
         # model
         run.record_inputs(model_args.model_name_or_path)
-        model, tokenizer, info = load_trained_classifier(model_args)
-        model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
-
-        # data
-        columns = [name for name in (info.text_column, info.text_pair_column) if name is not None]
-        texts: list[tuple[str, ...]] = [(text,) for text in explain_args.texts]
-
+        kind = identify_model(require_model_name(model_args), model_args.model_revision).kind
         read: SourceLog = {}
-        rows: Iterable[Any] = ()
-        if explain_args.datasets:
-            rows = iterate_rows(
-                explain_args.datasets, columns=columns, max_rows=explain_args.max_rows, log=read
-            )
-        for row in rows:
-            if absent := [name for name in columns if name not in row]:
-                raise DataError(
-                    f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}"
-                )
-            texts.append(tuple(row[name] for name in columns))
-
-        run.record_inputs(explain=describe_sources(explain_args.datasets, read))
+        settings = {"steps": explain_args.steps, "tolerance": explain_args.tolerance}
 
         # explain
-        settings = {
-            "label": explain_args.label,
-            "steps": explain_args.steps,
-            "tolerance": explain_args.tolerance,
-        }
-
         found = []
-        for text in texts:
-            one = explain_text(model, tokenizer, info, text, max_length=info.max_length, **settings)
-            found.append(one)
-            print(
-                f"{one.label}: {one.logit:+.4f} - {one.baseline_logit:+.4f} = "
-                f"{one.logit - one.baseline_logit:+.4f}, "
-                f"attributions {one.attributed:+.4f}, off by {one.delta:+.5f} ({one.steps} steps) "
-                f" {text[0][:50]}"
-            )
+        if kind == "causal language model" or (kind == "reward model" and is_asked(explain_args)):
+            answer_tokens = explain_args.answer_tokens
+            explain = load_pair_explainer(model_args, kind, answer_tokens=answer_tokens)
+            answers = explain_args.answers or [None] * len(explain_args.texts)
+            pairs = [
+                *zip(explain_args.texts, answers, strict=True),
+                *read_pairs(rows_of(explain_args, PAIRS, read)),
+            ]
+            found = [show(explain(*pair, **settings)) for pair in pairs]
+        else:
+            model, tokenizer, info = load_trained_classifier(model_args)
+            model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
+            settings |= {"label": explain_args.label, "max_length": info.max_length}
+            columns = [name for name in (info.text_column, info.text_pair_column) if name]
+            rows = rows_of(explain_args, columns, read)
+            texts = [*((text,) for text in explain_args.texts), *read_texts_of(rows, columns)]
+            found = [show(explain_text(model, tokenizer, info, text, **settings)) for text in texts]
+        run.record_inputs(explain=describe_sources(explain_args.datasets, read))
 
         # write
         page = explanation_page(found, model=model_args.model_name_or_path or "")
@@ -122,6 +125,43 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
                 "largest_relative_delta": worst.relative_delta,
             }
         )
+
+
+def rows_of(args: ExplainArgs, columns: Sequence[str], read: SourceLog) -> Iterable[Any]:
+    """Return the rows to explain; `read` is filled while they are read."""
+    if not args.datasets:
+        return ()
+    return iterate_rows(args.datasets, columns=columns, max_rows=args.max_rows, log=read)
+
+
+def is_asked(args: ExplainArgs) -> bool:
+    """Return whether prompts with answers are given, rather than texts alone."""
+    return bool(args.answers) or bool(args.datasets)
+
+
+def read_texts_of(rows: Iterable[Any], columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the text, or the two texts, of each row.
+
+    Raises:
+        DataError: a row lacks a column.
+    """
+    for row in rows:
+        if absent := [name for name in columns if name not in row]:
+            raise DataError(
+                f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}"
+            )
+        yield tuple(row[name] for name in columns)
+
+
+def show(one: Explanation) -> Explanation:
+    """Print what adds up to what, and return it."""
+    print(
+        f"{one.label}: {one.logit:+.4f} - {one.baseline_logit:+.4f} = "
+        f"{one.logit - one.baseline_logit:+.4f}, "
+        f"attributions {one.attributed:+.4f}, off by {one.delta:+.5f} ({one.steps} steps) "
+        f" {one.texts[0][:50]}"
+    )
+    return one
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl import online
@@ -79,6 +80,7 @@ def main(
         # trainer: an answer is compared with its group, in standard deviations of the group, and
         # the KL to the start is part of the loss
         trainer = online.group_trainer(run, parts, training_args, push_checkpoints(training_args))
+        watch_change(run, online_args, trainer, parts.held_out, judge=parts.judge)
 
         # train, save and evaluate
         return run.finish(online.train_and_evaluate(run, trainer, parts), trainer)

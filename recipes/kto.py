@@ -20,6 +20,7 @@ from trl import KTOConfig, KTOTrainer, ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -59,6 +60,7 @@ def main(
             peft_config=new_adapter(model_args, policy, adapts_head=False),
             callbacks=alignment.callbacks(run, sample_args, parts, push),
         )
+        watch_change(run, sample_args, trainer, parts.held_out)
         trained = alignment.train_and_save(run, trainer, parts)
 
         # evaluate

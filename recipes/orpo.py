@@ -23,6 +23,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.models.adapters import new_adapter
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
@@ -71,6 +72,7 @@ def main(
             peft_config=new_adapter(model_args, model),
             callbacks=alignment.callbacks(run, sample_args, parts, push),
         )
+        watch_change(run, sample_args, trainer, parts.held_out)
         trained = alignment.train_and_save(run, trainer, parts)
 
         # evaluate

@@ -19,6 +19,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
@@ -77,6 +78,7 @@ def main(
             ],
             peft_config=parts.adapter,
         )
+        watch_change(run, online_args, trainer, parts.held_out, judge=parts.judge)
 
         # train, save and evaluate
         return run.finish(online.train_and_evaluate(run, trainer, parts), trainer)

@@ -18,6 +18,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl import online
@@ -46,6 +47,7 @@ def main(
 
         # trainer: an answer is compared with the other answers to its prompt
         trainer = online.group_trainer(run, parts, training_args, push_checkpoints(training_args))
+        watch_change(run, online_args, trainer, parts.held_out, judge=parts.judge)
 
         # train, save and evaluate
         return run.finish(online.train_and_evaluate(run, trainer, parts), trainer)

@@ -16,6 +16,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
 from hfstack.models import adapters, loading
 from hfstack.models.context import context_length
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -23,19 +24,20 @@ from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
-from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
+from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
-from hfstack.tasks.sft.encoding import prompts_with_references
-from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
+from hfstack.tasks.sft.encoding import encode_questions, prompts_with_references
+from hfstack.tasks.shared.probe_settings import ProbeArgs
+from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
+from hfstack.training.callbacks import DerivedMetrics, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.saving import save_merged, save_trained
 
 
 @dataclass
-class SftArgs:
+class SftArgs(ProbeArgs):
     """How rows are read, and what is kept and measured beside the upstream settings."""
 
     prompt_column: str = "prompt"
@@ -116,22 +118,13 @@ def main(
             limit=max(sft_args.answer_rows, 3),
             longest=context - sft_args.answer_tokens if context is not None else None,
         )
-        own = [
-            encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
-            for text in sft_args.sample_prompts
-        ]
-        sample = partial(
-            answer_pairs,
-            tokenizer=tokenizer,
-            prompts=own or [prompt for prompt, _ in asked[:3]],
-            max_new_tokens=sft_args.answer_tokens,
-            opening=opening,
-        )
+        own = encode_questions(sft_args.sample_prompts, tokenizer, chat=chat)
+        shown = own or [prompt for prompt, _ in asked[:3]]
+        longest = sft_args.answer_tokens
 
         # trainer
         costs = fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
         throughput = Throughput(**costs)
-        run.add_artifact("samples", "samples.jsonl")
         trainer = SFTTrainer(
             model=model,
             args=fine_tuning.sft_trainer_settings(training_args),
@@ -144,10 +137,11 @@ def main(
                 throughput,
                 fine_tuning.TokenCount(throughput.tokens_per_step),
                 DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)}),
-                SampleTable(run.output_dir / "samples.jsonl", sample),
+                watch_answers(run, tokenizer, shown, max_new_tokens=longest, opening=opening),
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+        watch_change(run, sft_args, trainer, rows.get("eval", rows["train"]))
 
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         read = partial(loading.load_causal_lm, tokenizer=tokenizer)

@@ -8,10 +8,9 @@ writes  answers.jsonl (both answers to each prompt, and who won) and run.json in
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig
 
 from hfstack.config import command_line
@@ -23,24 +22,21 @@ from hfstack.diagnosis.win_rate import (
     judge_both_orders,
     judge_by_score,
     length_controlled_win_rate,
+    load_and_answer,
     perplexity_of_answers,
     win_rate,
 )
 from hfstack.errors import ConfigError
-from hfstack.models.context import check_answers_fit
-from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.runs.rendering import check_rendering
+from hfstack.evidence.score_judge import JudgeArgs, compare_with_people, load_endpoint_judge
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts, read_chat, tokenize_prompt
-from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts, read_chat
 from hfstack.tokens.seams import opening_for
 
-# Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by
-# which first wins.
+# Used without --judge_url and --reward_model: any function (prompts, first, second) -> shares in
+# [0, 1] by which first wins.
 JUDGE = judge_by_score(obeys)
 
 
@@ -66,7 +62,11 @@ class WinRateArgs(SamplingArgs):
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, run_args: RunArgs
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    win_args: WinRateArgs,
+    judge_args: JudgeArgs,
+    run_args: RunArgs,
 ) -> dict[str, float]:
     """Let both models answer, judge the answers and return the metrics."""
     check_sampling(max_new_tokens=win_args.max_new_tokens)
@@ -75,7 +75,7 @@ def main(
             "--reference_model is required: the model to compare with, such as runs/sft"
         )
 
-    settings = (model_args, data_args, win_args, run_args)
+    settings = (model_args, data_args, win_args, judge_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings) as run:
         # data
         names = (model_args.model_name_or_path, win_args.reference_model)
@@ -83,8 +83,8 @@ def main(
             data_args,
             recipe="win_rate",
             as_chat=read_chat(names, win_args.as_chat),
-            quarantine_file=run.output_dir / "quarantine.jsonl",
             row_counts=run.record.rows,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
         run.record_inputs(
@@ -94,16 +94,22 @@ def main(
         )
 
         # models: both answer from the same seed; the reference stays, to measure perplexity
-        judge = load_judge(win_args)
+        endpoint = load_endpoint_judge(run, judge_args)
+        judge = load_judge(win_args) if endpoint is None else endpoint.compare
         reference_args = replace(model_args, model_name_or_path=win_args.reference_model)
         asked, asked_there = (
             as_the_model_reads(prompts, args.model_name_or_path, as_chat=win_args.as_chat)
             for args in (model_args, reference_args)
         )
-        ours = answer(model_args, asked, win_args, seed=run_args.seed)[-1]
-        reference, tokenizer, ids, theirs = answer(
-            reference_args, asked_there, win_args, seed=run_args.seed
+        answer = partial(
+            load_and_answer,
+            sampling=win_args,
+            max_new_tokens=win_args.max_new_tokens,
+            batch_size=win_args.batch_size,
+            seed=run_args.seed,
         )
+        ours = answer(model_args, asked)[-1]
+        reference, tokenizer, ids, theirs = answer(reference_args, asked_there)
 
         # evaluate
         our_texts = [one.completion for one in ours]
@@ -130,6 +136,9 @@ def main(
                 opening=opening_for(asked_there, tokenizer),
             )
 
+        if endpoint is not None:
+            metrics |= endpoint.metrics() | compare_with_people(endpoint, judge_args)
+
         # finish
         columns = ("prompt", "answer", "reference_answer", "share")
         with write_jsonl(run.output_dir / "answers.jsonl") as write_row:
@@ -146,31 +155,6 @@ def load_judge(args: WinRateArgs) -> Judge:
         return JUDGE
     model = RewardModel(args.reward_model, device=Accelerator().device, as_text=args.reward_as_text)
     return judge_by_score(model.score)
-
-
-def answer(
-    model_args: ModelConfig, prompts: list[Any], args: WinRateArgs, *, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[list[int]], list[Completion]]:
-    """Load a model and generate answers; return both, tokenizer and prompt ids."""
-    tokenizer = load_tokenizer(model_args)
-    check_rendering(model_args.model_name_or_path, tokenizer, chat=isinstance(prompts[0], list))
-    loaded: Any = load_causal_lm(model_args, tokenizer)
-    model = loaded.to(Accelerator().device).eval()
-    stop_at_end_of_turn(model, tokenizer)
-
-    set_seed(seed)
-    ids = [tokenize_prompt(prompt, tokenizer) for prompt in prompts]
-    check_answers_fit(model.config, list(map(len, ids)), args.max_new_tokens)
-    answers = generate_from_ids(
-        model,
-        tokenizer,
-        ids,
-        max_new_tokens=args.max_new_tokens,
-        **args.sampling(),
-        batch_size=args.batch_size,
-        opening=opening_for(prompts, tokenizer),
-    )
-    return model, tokenizer, ids, answers
 
 
 if __name__ == "__main__":

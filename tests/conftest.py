@@ -16,6 +16,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 ROOT = Path(__file__).parent.parent
+POST_TRAINING = ("sft", "dpo", "kto", "orpo", "ppo", "rloo", "grpo")
 SENTENCES = [
     "Once upon a time a small fox found a red ball near the river.",
     "The owl was kind, so she gave the ball back to the fox.",
@@ -96,6 +97,9 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
 
         path = ROOT / "recipes" / f"{name}.py"
         flags = [str(argument) for argument in argv]
+        # what is measured before and after training has tests of its own, and costs each run time
+        if name in POST_TRAINING and not any("--probe_rows" in flag for flag in flags):
+            flags += ["--probe_rows", "0"]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])
         module = load_recipe(path)
         settings = parse(*settings_classes(module), argv=flags)

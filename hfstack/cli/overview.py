@@ -20,13 +20,8 @@ _JOBS = {
         *("predict", "explain"),
     ),
     "Try and measure": (
-        "generate",
-        "evaluate_lm",
-        "win_rate",
-        "bias",
-        "safety",
-        "diagnose",
-        "report",
+        *("generate", "evaluate_lm", "score", "win_rate"),
+        *("bias", "safety", "diagnose", "report"),
     ),
     "Plan and publish": ("plan", "publish", "verify", "merge_checkpoint"),
 }

@@ -13,14 +13,21 @@ from statistics import fmean
 from typing import Any
 
 import numpy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import ModelConfig
 
 from hfstack.errors import DataError
 from hfstack.intervals import at_least_wilson, bootstrap_intervals, share_interval
-from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.models.context import check_answers_fit
+from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.rendering import check_rendering
+from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
+from hfstack.tasks.causal_lm.sampling import SamplingArgs
+from hfstack.tasks.rl.prompts import tokenize_prompt
 from hfstack.tasks.sft.answers import answer_loss
-from hfstack.tokens.chat import end_of_turn_id
-from hfstack.tokens.seams import encode_behind
+from hfstack.tokens.chat import end_of_turn_id, stop_at_end_of_turn
+from hfstack.tokens.seams import encode_behind, opening_for
 from hfstack.tokens.special_tokens import IGNORED_LABEL, end_token_ids
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
@@ -151,6 +158,40 @@ def length_controlled_win_rate(
     rate = _rate_at_equal_length(won, difference)
     drawn = bootstrap_intervals(rate_of, len(won), seed=seed)["rate"]
     return Estimate(rate, *at_least_wilson(drawn, rate, len(won)))
+
+
+def load_and_answer(
+    model_args: ModelConfig,
+    prompts: list[Any],
+    *,
+    sampling: SamplingArgs,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[list[int]], list[Completion]]:
+    """Load a model and let it answer.
+
+    Return it, its tokenizer, the ids of the prompts, and the answers.
+    """
+    tokenizer = load_tokenizer(model_args)
+    check_rendering(model_args.model_name_or_path, tokenizer, chat=isinstance(prompts[0], list))
+    loaded: Any = load_causal_lm(model_args, tokenizer)
+    model = loaded.to(Accelerator().device).eval()
+    stop_at_end_of_turn(model, tokenizer)
+
+    set_seed(seed)
+    ids = [tokenize_prompt(prompt, tokenizer) for prompt in prompts]
+    check_answers_fit(model.config, list(map(len, ids)), max_new_tokens)
+    answers = generate_from_ids(
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens,
+        **sampling.sampling(),
+        batch_size=batch_size,
+        opening=opening_for(prompts, tokenizer),
+    )
+    return model, tokenizer, ids, answers
 
 
 def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:

@@ -21,6 +21,7 @@ REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 _MEASURING = frozenset(
     {
         "evaluate_lm",
+        "score",
         "win_rate",
         "generate",
         "predict",

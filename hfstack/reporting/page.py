@@ -30,6 +30,7 @@ _HEADLINES = {
     "clean": ("documents_out", "documents_in"),
     "tokenizer": ("bytes_per_token", "vocab_size"),
     "evaluate_lm": ("bits_per_byte", "perplexity"),
+    "score": ("eval_accuracy", "eval_rows"),
     "generate": ("completions", "mean_tokens"),
     "preferences": ("train_pairs", "mean_score"),
     "annotate": ("judgements", "items"),

@@ -7,12 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    set_seed,
+)
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from hfstack.tasks.classification.attributions import explain_text
 from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier
+from hfstack.tasks.preferences.encode import encode_answer
 from tests.tiny_encoder import save_tiny_bert
 
 
@@ -119,6 +128,64 @@ def test_the_page_and_its_numbers(
         )
 
 
+def test_rewards_and_answers_add_up(run_recipe, tiny_llama: Path, tmp_path: Path) -> None:
+    """Of a reward over both texts, of an answer's log-probability over its prompt."""
+    folder = tmp_path / "reward"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    set_seed(0)
+    config = AutoConfig.from_pretrained(tiny_llama, num_labels=1)
+    model = LlamaForSequenceClassification(config)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    rows = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Name a fox. ", "chosen": "The red fox.", "rejected": "A ball."}
+    rows.write_text(json.dumps(row) + "\n")
+    metrics = run_recipe(
+        "explain",
+        *(f"--model_name_or_path={folder}", f"--datasets={rows}"),
+        f"--output_dir={tmp_path / 'out'}",
+    )
+    assert metrics["texts"] == 2 and metrics["complete_share"] == 1
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()
+    ]
+    loaded = LlamaForSequenceClassification.from_pretrained(folder)
+    for line, side in zip(lines, ("chosen", "rejected"), strict=True):
+        assert line["texts"][0] == row["prompt"] and line["texts"][1].startswith(row[side])
+        ids, _, _ = encode_answer(tokenizer, row["prompt"], row[side])
+        with torch.no_grad():
+            reward = float(loaded(torch.tensor([ids])).logits[0, 0])
+        assert line["label"] == "reward" and line["logit"] == pytest.approx(reward, abs=1e-5)
+        covered = "".join(line["texts"][which][a:b] for which, a, b, _ in line["tokens"])
+        assert covered == row["prompt"] + row[side], "every word has its share"
+
+    # of a language model: the log-probability of an answer, by the words of the prompt alone
+    answered = run_recipe(
+        "explain",
+        *(f"--model_name_or_path={tiny_llama}", "--texts=A kind fox", "--answers= was happy."),
+        f"--output_dir={tmp_path / 'answer'}",
+    )
+    assert answered["complete_share"] == 1
+    line = json.loads((tmp_path / "answer" / "explanations.jsonl").read_text())
+    prompt, whole = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("A kind fox", "A kind fox was happy.")
+    )
+    whole.append(tokenizer.eos_token_id)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tiny_llama)(torch.tensor([whole])).logits
+    scores = logits[0].log_softmax(-1)
+    wanted = sum(float(scores[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
+    assert line["logit"] == pytest.approx(wanted, abs=1e-4)
+    assert {which for which, *_ in line["tokens"]} == {0}
+    with pytest.raises(ConfigError, match="--answers are to --texts: 1 answers, 0 texts"):
+        run_recipe("explain", f"--model_name_or_path={tiny_llama}", "--answers=a")
+
+
 def test_mistakes(
     run_recipe, encoder: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,10 +196,11 @@ def test_mistakes(
         explain_text(model, tokenizer, info, (" ",))
     with pytest.raises(ConfigError, match=r"nothing to explain: give --texts"):
         run_recipe("explain", f"--model_name_or_path={encoder}", f"--output_dir={tmp_path / 'a'}")
-    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM.*but a sequence classifier is"):
+    masked = save_tiny_bert(tmp_path / "masked")
+    with pytest.raises(CheckpointError, match=r"BertForMaskedLM.*but a sequence classifier is"):
         run_recipe(
             "explain",
-            f"--model_name_or_path={tiny_llama}",
+            f"--model_name_or_path={masked}",
             "--texts=a",
             f"--output_dir={tmp_path / 'b'}",
         )

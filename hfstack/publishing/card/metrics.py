@@ -12,6 +12,7 @@ from hfstack.publishing.lineage import REINFORCED, Chain, RunLink
 from hfstack.reporting.charts import TOKEN_LOSS_RECIPES
 
 NOT_RECORDED = "not recorded"
+BEFORE_AFTER = "before and after"  # the table of a run that measured its model twice
 _SHOWN_RESULTS = 14
 
 # Endings of names that are no result: times, sizes, ends of intervals, counts.
@@ -101,7 +102,7 @@ def list_results(chain: Chain) -> list[Result]:
         for name, value in metrics.items():
             if name in _NO_RESULT or name.endswith(_CLOCKS):
                 continue
-            if name.startswith(("start_", "train_", "dropped_")):
+            if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
                 continue
             if name == "eval_loss" and reinforced:
                 continue
@@ -141,6 +142,18 @@ def tabulate(found: list[Result]) -> list[list[str]]:
         label = Markdown(f"{escape(figure.label)} ({code(one.name)})")
         table.append([label, value, interval, measured])
     return table
+
+
+def before_and_after(chain: Chain) -> tuple[list[list[str]], str]:
+    """Return what training changed on fixed probes: rows of a table, and the verdict.
+
+    Nothing where it was not measured.
+    """
+    table = chain.last.record.tables.get(BEFORE_AFTER)
+    if table is None:
+        return [], ""
+    *rows, verdict = table["rows"]
+    return [[str(cell) for cell in row] for row in rows], str(verdict[1])
 
 
 def bias_results(chain: Chain) -> list[Result]:

@@ -21,6 +21,7 @@ from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.markdown import Markdown, cells, code, escape, fence, literal
 from hfstack.publishing.card.metadata import make_metadata
 from hfstack.publishing.card.metrics import (
+    before_and_after,
     bias_results,
     count_most_telling,
     list_results,
@@ -81,6 +82,8 @@ def render_card(
         "more_results": results[shown:],
         "bias": tabulate(bias_results(chain)),
         "safety": tabulate(safety_results(chain)),
+        "changes": before_and_after(chain)[0],
+        "verdict": before_and_after(chain)[1],
         "picture": picture,
         "samples": pick_samples(chain),
         "made": made.isoformat(),

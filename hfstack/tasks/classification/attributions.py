@@ -10,7 +10,7 @@ of the embedding.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,33 +91,94 @@ def explain_text(
     with torch.no_grad():
         embed = model.get_input_embeddings()
         ids = inputs["input_ids"]  # (1, T)
-        neutral = torch.where(special.to(device), ids, _neutral_id(tokenizer))
+        neutral = torch.where(special.to(device), ids, neutral_id(tokenizer))
         whole, empty = embed(ids).detach(), embed(neutral).detach()  # (1, T, H)
-        logits, base = forward(whole), forward(empty)  # (1, C)
+        logits = forward(whole)  # (1, C)
 
     target = _target_id(label, info, logits)
-    method = _captum().IntegratedGradients(lambda embedded: forward(embedded)[:, target])
+    found = integrate_gradients(
+        lambda embedded: forward(embedded)[:, target],
+        whole,
+        empty,
+        steps=steps,
+        tolerance=tolerance,
+        most_steps=most_steps,
+    )
+    return found.explain(
+        texts,
+        [(i, place) for i, place in enumerate(where) if not special[0, i]],
+        label=info.names[target] if info.names else "value",
+        probability=_probability(logits, target, info),
+    )
 
+
+@dataclass(frozen=True)
+class Integrated:
+    """The attributions of all tokens of a text to one number."""
+
+    each: torch.Tensor
+    """(T,), in double precision"""
+    value: float
+    baseline: float
+    steps: int
+
+    def explain(
+        self,
+        texts: tuple[str, ...],
+        places: Sequence[tuple[int, tuple[int, int, int]]],
+        *,
+        label: str,
+        probability: float | None = None,
+    ) -> Explanation:
+        """Return the explanation of the tokens that are shown.
+
+        Args:
+            places: of each such token its index, and where it stands in the texts.
+        """
+        return Explanation(
+            texts=texts,
+            tokens=tuple((*place, float(self.each[index])) for index, place in places),
+            label=label,
+            probability=probability,
+            logit=self.value,
+            baseline_logit=self.baseline,
+            attributed=float(self.each.sum()),
+            steps=self.steps,
+        )
+
+
+def integrate_gradients(
+    score: Callable[[torch.Tensor], torch.Tensor],
+    whole: torch.Tensor,
+    empty: torch.Tensor,
+    *,
+    steps: int,
+    tolerance: float,
+    most_steps: int,
+) -> Integrated:
+    """Return the attributions of a number along the path between two embeddings.
+
+    Args:
+        score: from embeddings (S, T, H) to the number of each, (S,).
+        whole: of the text, (1, T, H).
+        empty: of the neutral text, (1, T, H).
+        steps: points of the path; doubled until what the attributions miss of the difference is at
+            most `tolerance` of it, up to `most_steps`.
+
+    Raises:
+        MissingExtraError: captum is not installed.
+    """
+    with torch.no_grad():
+        value, baseline = float(score(whole)[0]), float(score(empty)[0])
+    method = _captum().IntegratedGradients(score)
     while True:
         scores = method.attribute(
             whole, baselines=empty, n_steps=steps, internal_batch_size=_POINTS_AT_ONCE
         )
         each = scores[0].sum(-1).double().cpu()  # (T,)
-        found = Explanation(
-            texts=texts,
-            tokens=tuple(
-                (*where[i], float(each[i])) for i in range(len(where)) if not special[0, i]
-            ),
-            label=info.names[target] if info.names else "value",
-            probability=_probability(logits, target, info),
-            logit=float(logits[0, target]),
-            baseline_logit=float(base[0, target]),
-            attributed=float(each.sum()),
-            steps=steps,
-        )
-
-        if found.relative_delta <= tolerance or steps * 2 > most_steps:
-            return found
+        missed = abs(float(each.sum()) - (value - baseline))
+        if missed <= tolerance * max(abs(value - baseline), 1e-3) or steps * 2 > most_steps:
+            return Integrated(each, value, baseline, steps)
         steps *= 2
 
 
@@ -175,7 +236,7 @@ def _encode_text(
     )
 
 
-def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the neutral token: the mask, else padding, unknown or end."""
     for token in (
         tokenizer.mask_token_id,

@@ -184,6 +184,7 @@ class Encoded:
     rows: Dataset
     texts: list[str]
     targets: list[Target]
+    places: list[int]  # of the rows in the split, from 0
 
 
 def encode_split(
@@ -237,7 +238,8 @@ def encode_split(
     }
 
     shown = [text if pairs is None else f"{text} ‖ {pairs[i]}" for i, text in enumerate(texts)]
-    return Encoded(Dataset.from_dict(columns), [shown[i] for i in kept], [targets[i] for i in kept])
+    kept_texts, kept_targets = [shown[i] for i in kept], [targets[i] for i in kept]
+    return Encoded(Dataset.from_dict(columns), kept_texts, kept_targets, list(kept))
 
 
 def _refuse_missing_columns(

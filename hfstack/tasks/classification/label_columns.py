@@ -54,7 +54,7 @@ def read_label_columns(
         return _join_columns(splits, columns, kind=kind, given=given)
 
     column = columns[0]
-    feature = splits["train"].features[column]
+    feature = next(iter(splits.values())).features[column]
     if isinstance(feature, ClassLabel) or isinstance(getattr(feature, "feature", None), ClassLabel):
         return splits, column, list(given)
 

@@ -124,7 +124,7 @@ def find_labels(
 
     if given:
         whole = found is int or (kind == "multi_label" and bool(flat) and type(flat[0]) is int)
-        listed = _given_values(given, whole=whole)
+        listed = given_values(given, whole=whole)
         return _checked_labels(LabelSet(kind, tuple(given), listed), flat, column)
 
     # Sorted, so that the ids do not depend on the order of the rows.
@@ -142,7 +142,7 @@ def find_labels(
     return _checked_labels(LabelSet(kind, shown, ordered), flat, column)
 
 
-def _given_values(given: Sequence[str], *, whole: bool) -> tuple[Any, ...]:
+def given_values(given: Sequence[str], *, whole: bool) -> tuple[Any, ...]:
     """Return what the label column holds for names that were given.
 
     Args:

@@ -130,13 +130,12 @@ def record_results(
             for text, target, answer in zip(
                 texts, targets.tolist(), answers_of_row(logits, info), strict=True
             ):
-                add({"text": text, "true": _true(target, info), **answer})
+                add({"text": text, "true": true_answer(target, info), **answer})
 
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
     found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
+    found = name_positive_class(found, names)
     if "f1" in found:
-        # of one class of the two, which the number alone does not say
-        found[f"f1_of_{names[1]}"] = found["f1"]
         logger.info("%s_f1 is that of the class %r", split, names[1])
 
     if benchmark:
@@ -161,8 +160,13 @@ def _reliability(
     return reliability_picture(curves)
 
 
-def _true(target: Any, info: ClassifierInfo) -> Any:
-    """A target as its name, its names, or the number that it is."""
+def name_positive_class(metrics: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return metrics with F1 by the name of its class, which the number does not say."""
+    return metrics | ({f"f1_of_{names[1]}": metrics["f1"]} if "f1" in metrics else {})
+
+
+def true_answer(target: Any, info: ClassifierInfo) -> Any:
+    """Return a target as its name, its names, or the number that it is."""
     if info.problem_type == NUMBER:
         return target
     if isinstance(target, list):

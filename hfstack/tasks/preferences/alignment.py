@@ -39,6 +39,7 @@ from hfstack.tasks.preferences.data import (
 from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
+from hfstack.tasks.shared.probe_settings import ProbeArgs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 from hfstack.training.callbacks import SampleTable
@@ -48,8 +49,8 @@ from hfstack.training.saving import save_trained
 
 
 @dataclass
-class SampleArgs:
-    """What is generated while training, to look at."""
+class SampleArgs(ProbeArgs):
+    """What is generated while training, to look at, and measured before and after."""
 
     sample_prompts: list[str] = field(default_factory=list)
     """Prompts whose answers are saved to samples.jsonl at each evaluation; three of the held-out
@@ -68,6 +69,11 @@ class AlignmentParts:
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
     problems: Problems  # what `checked` refuses to train on
+
+    @property
+    def held_out(self) -> Dataset:
+        """Return the rows that are not trained on, or those that are where there are none."""
+        return self.rows.get("eval", self.rows["train"])
 
 
 def load_inputs(

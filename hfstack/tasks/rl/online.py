@@ -18,12 +18,14 @@ from hfstack.models.contents import check_kind
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_folders
+from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_folders, score_all
 from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.group_config import GroupConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tasks.rl.prompts import load_prompts, prompt_problems
+from hfstack.tasks.shared.probe_settings import ProbeArgs
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import Problems, checked
@@ -34,8 +36,8 @@ _SHOWN_PROMPTS = 8  # whose answers are kept at each evaluation
 
 
 @dataclass
-class OnlineArgs:
-    """The reward, and the form of the prompts."""
+class OnlineArgs(ProbeArgs):
+    """The reward, the form of the prompts, and what is measured before and after."""
 
     reward_model: str | None = None
     """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
@@ -66,6 +68,12 @@ class OnlineParts:
     adapter: PeftConfig | None  # to be added to the model
     rewards: list[Any]
     problems: Problems  # what `checked` refuses to train on
+    judge: Callable[[list[dict[str, Any]], list[Completion]], list[float | None]]
+
+    @property
+    def held_out(self) -> Any:
+        """Return the rows that are not trained on, or those that are where there are none."""
+        return self.splits.get("eval", self.splits["train"])
 
 
 def load_parts(
@@ -115,7 +123,8 @@ def load_parts(
         weights=training_args.reward_weights,
     )
     adapter = new_adapter(model_args, model)
-    return OnlineParts(checkpoint, splits, tokenizer, model, adapter, prepared, problems)
+    judge = reward_answers(prepared, training_args.reward_weights)
+    return OnlineParts(checkpoint, splits, tokenizer, model, adapter, prepared, problems, judge)
 
 
 def group_trainer(
@@ -165,6 +174,32 @@ def watch_answers(
     run.add_artifact("samples", "samples.jsonl")
     samples = SampleTable(run.output_dir / "samples.jsonl", lambda model: sample(_SHOWN_PROMPTS))
     return [samples, StopWithoutSpread()]
+
+
+def reward_answers(
+    rewards: Sequence[Any], weights: Sequence[float] | None
+) -> Callable[[list[dict[str, Any]], list[Completion]], list[float | None]]:
+    """Return what gives answers to the prompts of rows the reward of training.
+
+    Args:
+        rewards: prepared.
+        weights: as many, or None.
+    """
+
+    def score(rows: list[dict[str, Any]], answers: list[Completion]) -> list[float | None]:
+        prompts = [row["prompt"] for row in rows]
+        completions = [
+            one.completion
+            if isinstance(prompt, str)
+            else [{"role": "assistant", "content": one.completion}]
+            for prompt, one in zip(prompts, answers, strict=True)
+        ]
+        reserved = ("prompt", "prompts", "completions")
+        others = {name: [row[name] for row in rows] for name in rows[0] if name not in reserved}
+        others.setdefault("finished", [one.finished for one in answers])
+        return score_all(rewards, prompts, completions, weights=weights, columns=others).totals
+
+    return score
 
 
 def check_starting_model(name: str | None) -> None:

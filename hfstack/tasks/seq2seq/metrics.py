@@ -91,22 +91,36 @@ def record_text_scores(run: Run, texts: Sequence[str], held: EncodedPairs) -> di
     by_place = sorted(zip(held.places, held.pairs, texts, strict=True), key=lambda one: one[0])
     pairs = [pair for _, pair, _ in by_place]
     texts = [text for _, _, text in by_place]
-    targets = [pair.targets for pair in pairs]
 
+    metrics, scores = score_texts(texts, pairs)
+    _record_tables(run, pairs, texts, scores)
+    _write_texts(run, pairs, texts)
+    return {
+        name if name.startswith("baseline_") else f"eval_{name}": value
+        for name, value in metrics.items()
+    }
+
+
+def score_texts(
+    texts: Sequence[str], pairs: Sequence[Pair]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the metrics of texts in the order of the file, and the table of scores.
+
+    The metrics of naive texts begin with `baseline_`; the table has a column for each kind of text,
+    the model's first.
+    """
     own = overlap_metrics(texts, pairs)
     naive = {name: overlap_metrics(plain, pairs) for name, plain in naive_texts(pairs).items()}
-    _record_tables(run, pairs, texts, {"model": own} | naive)
-    _write_texts(run, pairs, texts)
-
-    metrics = {f"eval_{name}": value for name, value in own.items()}
-    metrics["eval_bleu_low"], metrics["eval_bleu_high"] = bleu_interval(texts, targets)
+    metrics = dict(own)
+    targets = [pair.targets for pair in pairs]
+    metrics["bleu_low"], metrics["bleu_high"] = bleu_interval(texts, targets)
     references = [first for first, *_ in targets]
-    metrics["eval_length_ratio"] = sum(map(len, texts)) / sum(map(len, references))
-    metrics["eval_rows"] = len(pairs)
+    metrics["length_ratio"] = sum(map(len, texts)) / sum(map(len, references))
+    metrics["rows"] = len(pairs)
 
     for name, scores in naive.items():
         metrics |= {f"baseline_{name}_{key}": value for key, value in scores.items()}
-    return metrics
+    return metrics, {"model": own} | naive
 
 
 def _record_tables(

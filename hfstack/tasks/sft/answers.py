@@ -6,9 +6,11 @@ as for plain text, would be a beginning that the model was never trained on.
 Legend: B rows of a batch, T tokens of the longest, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -17,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
 from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.shared.text_overlap import text_overlap
-from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
+from hfstack.training.callbacks import SampleTable
 
 
 def answer_pairs(
@@ -40,6 +44,31 @@ def answer_pairs(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.0, opening=opening
     )
     return [(one.prompt, one.completion) for one in answers]
+
+
+def watch_answers(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    opening: str,
+) -> SampleTable:
+    """Return the callback that saves answers to prompts at each evaluation.
+
+    Args:
+        prompts: as token ids.
+        opening: from `answer_opening` where the prompts are conversations.
+    """
+    run.add_artifact("samples", "samples.jsonl")
+    sample = partial(
+        answer_pairs,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        opening=opening,
+    )
+    return SampleTable(run.output_dir / "samples.jsonl", sample)
 
 
 def score_answers(
@@ -72,10 +101,36 @@ def score_answers(
             "context"
         )
 
-    prompts = [ids for ids, _ in asked]
     references = [str(reference) for _, reference in asked]
+    answers = answer_greedily(
+        model,
+        tokenizer,
+        [ids for ids, _ in asked],
+        max_new_tokens=max_new_tokens,
+        opening=opening,
+    )
+    if file is not None:
+        _write_answers(file, answers, references)
+    return describe_answers(answers, references)
+
+
+def answer_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    opening: str = "",
+) -> list[Completion]:
+    """Return the likeliest answer to each prompt, the model in evaluation mode.
+
+    Args:
+        prompts: as token ids.
+        max_new_tokens: longest answer.
+        opening: from `answer_opening` where the prompts are conversations.
+    """
     with evaluation_mode(model):
-        answers = generate_from_ids(
+        return generate_from_ids(
             model,
             tokenizer,
             prompts,
@@ -84,9 +139,12 @@ def score_answers(
             opening=opening,
         )
 
-    if file is not None:
-        _write_answers(file, answers, references)
 
+def describe_answers(answers: Sequence[Completion], references: Sequence[str]) -> dict[str, float]:
+    """Return the scores of answers against their references, and how they end.
+
+    The keys are those of `score_answers`.
+    """
     overlap = text_overlap([one.completion for one in answers], references)
     return overlap | {
         "finished_share": sum(one.finished for one in answers) / len(answers),
@@ -105,7 +163,7 @@ def answer_loss(
 
     Args:
         model: on its device; its mode is kept.
-        tokenizer: the model's, with a pad token.
+        tokenizer: the model's.
         rows: with `input_ids` and `labels` (IGNORED_LABEL where nothing is scored), not packed.
         batch_size: rows per forward pass.
 
@@ -113,14 +171,36 @@ def answer_loss(
         held_out_loss in nats per scored token, held_out_perplexity, and held_out_tokens, how many
         were scored.
     """
+    return loss_of_rows(answer_losses(model, tokenizer, rows, batch_size=batch_size))
+
+
+def loss_of_rows(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Return what `answer_loss` does, from the summed loss and the tokens of each row."""
+    count = sum(tokens for _, tokens in losses)
+    loss = math.fsum(total for total, _ in losses) / count
+    return {
+        "held_out_loss": loss,
+        "held_out_perplexity": perplexity(loss),
+        "held_out_tokens": count,
+    }
+
+
+def answer_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any, *, batch_size: int = 8
+) -> list[tuple[float, int]]:
+    """Return the summed loss in nats of each row, and how many tokens were scored.
+
+    The arguments are those of `answer_loss`.
+    """
     # longest first: rows of about one length share a batch, and a lack of memory shows at once
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]), reverse=True)
-    pad_id = cast(int, tokenizer.pad_token_id)
-    total, count = 0.0, 0
+    pad_id = padding_token_id(tokenizer)
+    found = [(0.0, 0)] * len(rows)
 
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
-            batch = [rows[index] for index in order[start : start + batch_size]]
+            places = order[start : start + batch_size]
+            batch = [rows[index] for index in places]
             ids = _stack([row["input_ids"] for row in batch], pad_id)  # (B, T)
             mask = _stack([[1] * len(row["input_ids"]) for row in batch], 0)  # (B, T)
             labels = _stack([row["labels"] for row in batch], IGNORED_LABEL)  # (B, T)
@@ -128,18 +208,16 @@ def answer_loss(
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
             logits = output.logits[:, :-1].float()  # (B, T - 1, V)
             targets = labels[:, 1:].to(model.device)  # (B, T - 1)
+            losses = cross_entropy(
+                logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED_LABEL
+            )  # (B, T - 1)
 
-            total += cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED_LABEL
-            ).item()
-            count += int((targets != IGNORED_LABEL).sum())
+            totals = losses.double().sum(1).tolist()
+            counts = (targets != IGNORED_LABEL).sum(1).tolist()
+            for index, *of_row in zip(places, totals, counts, strict=True):
+                found[index] = (float(of_row[0]), int(of_row[1]))
 
-    loss = total / count
-    return {
-        "held_out_loss": loss,
-        "held_out_perplexity": perplexity(loss),
-        "held_out_tokens": count,
-    }
+    return found
 
 
 def _write_answers(file: Path, answers: Sequence[Completion], references: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ def prompts_with_references(
         if len(found) == limit:
             break
 
-        prompt, reference = _last_prompt_and_answer(row)
+        prompt, reference = last_prompt_and_answer(row)
         if prompt is None:
             continue
 
@@ -57,6 +57,16 @@ def prompts_with_references(
             found.append((ids, reference))
 
     return found
+
+
+def encode_questions(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
+) -> list[list[int]]:
+    """Return texts as the token ids of prompts: a turn of the user, or as they are."""
+    return [
+        encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
+        for text in texts
+    ]
 
 
 def encode_usable_rows(
@@ -267,7 +277,7 @@ def _find_overlong_prompt(labels: Sequence[int], max_length: int) -> str | None:
     return f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
 
 
-def _last_prompt_and_answer(
+def last_prompt_and_answer(
     row: dict[str, Any],
 ) -> tuple[list[dict[str, Any]] | str | None, str | None]:
     """Return what comes before the last answer of a row, and that answer.

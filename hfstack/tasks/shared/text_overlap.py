@@ -15,6 +15,7 @@ import importlib.metadata
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -100,17 +101,10 @@ class Rouge(_OverlapMetric):
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
-        beyond = _beyond_ascii(predictions, references)
-        tokenizer = _WordsOfAnyScript() if beyond else None
-        scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
-        scores = [
-            scorer.score_multi(_listed(reference), prediction)
-            for prediction, reference in zip(predictions, references, strict=True)
-        ]
-
+        # a plain sum: numpy's pairwise one ends in other digits
         return {
-            kind: sum(score[kind].fmeasure for score in scores) / len(scores)
-            for kind in ROUGE_KINDS
+            kind: sum(scores.tolist()) / len(scores)
+            for kind, scores in rouge_of_texts(predictions, references).items()
         }
 
 
@@ -213,26 +207,57 @@ def bleu_interval(
     Raises:
         MissingExtraError: sacrebleu is not installed.
     """
+    counts = count_for_bleu(predictions, references)
+    found = bootstrap_intervals(
+        lambda rows: {"bleu": counts.score(rows)}, len(counts.table), seed=seed
+    )
+    return found["bleu"]
+
+
+@dataclass(frozen=True)
+class BleuCounts:
+    """What BLEU counts of each text, so that it can be computed of any of them."""
+
+    table: numpy.ndarray[Any, Any]
+    """(texts, 10): right and all n-grams of 1 to 4 words, its length and its reference's."""
+    metric: Any
+
+    def score(self, rows: numpy.ndarray[Any, Any]) -> float:
+        """Return the corpus BLEU of some texts, some twice, some never."""
+        *grams, own, wanted = self.table[rows].sum(0).tolist()
+        found = self.metric.compute_bleu(grams[:4], grams[4:], own, wanted, smooth_method="exp")
+        return float(found.score)
+
+
+def count_for_bleu(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> BleuCounts:
+    """Return what BLEU counts of each text.
+
+    Raises:
+        MissingExtraError: sacrebleu is not installed.
+    """
     writing = writing_of([text for reference in references for text in _listed(reference)])
     metric = _module("sacrebleu").BLEU(tokenize=_BLEU_TOKENIZER[writing], effective_order=True)
-
-    # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
     counts: list[list[int]] = []
     for text, reference in zip(predictions, references, strict=True):
         score = metric.sentence_score(text, _listed(reference))
         counts.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    return BleuCounts(numpy.array(counts), metric)
 
-    table = numpy.array(counts)  # (texts, 10)
 
-    def bleu(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
-        *grams, own, wanted = table[rows].sum(0).tolist()
-        return {
-            "bleu": metric.compute_bleu(
-                grams[:4], grams[4:], own, wanted, smooth_method="exp"
-            ).score
-        }
-
-    return bootstrap_intervals(bleu, len(table), seed=seed)["bleu"]
+def rouge_of_texts(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> dict[str, numpy.ndarray[Any, Any]]:
+    """Return the ROUGE F-scores of each text, an array for each kind."""
+    beyond = _beyond_ascii(predictions, references)
+    tokenizer = _WordsOfAnyScript() if beyond else None
+    scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
+    scores = [
+        scorer.score_multi(_listed(reference), prediction)
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return {kind: numpy.array([score[kind].fmeasure for score in scores]) for kind in ROUGE_KINDS}
 
 
 def writing_of(texts: Sequence[str]) -> Writing:

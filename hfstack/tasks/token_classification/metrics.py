@@ -86,7 +86,7 @@ def tag_metrics(
         predicted: as many.
         names: of all tags, which say the scheme; by default those that occur.
     """
-    scheme = _scheme_of(gold, predicted, names)
+    scheme = scheme_of(gold, predicted, names)
     if scheme is not None:
         columns = [[as_seqeval(tags, scheme) for tags in rows] for rows in (gold, predicted)]
         found = EntityF1(seqeval_scheme(scheme)).compute(
@@ -109,7 +109,7 @@ def tag_metrics(
     }
 
 
-def _scheme_of(
+def scheme_of(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[Sequence[str]],
     names: Sequence[str] | None,
@@ -126,7 +126,7 @@ def type_table(
     names: Sequence[str] | None = None,
 ) -> tuple[list[str], list[list[Any]]]:
     """Return a table by entity type, or tag: precision, recall, F1 and count."""
-    scheme = _scheme_of(gold, predicted, names)
+    scheme = scheme_of(gold, predicted, names)
     units = _each_tag if scheme is None else partial(entities, scheme=scheme)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # right, predicted, there
 
@@ -161,7 +161,7 @@ def beside_baseline(
         f"baseline_{name}": value
         for name, value in tag_metrics(gold, baseline_tags(train, rows), names).items()
     }
-    scheme = _scheme_of(gold, predicted, names)
+    scheme = scheme_of(gold, predicted, names)
     if scheme is not None:
         interval = f1_interval(gold, predicted, scheme=scheme)
         found |= {f"eval_{name}": value for name, value in interval.items()}
@@ -179,20 +179,32 @@ def f1_interval(
 
     Where the sentences are few, or F1 is near 0 or 1, at least Wilson's of so many shares.
     """
+    counts = entity_counts(gold, predicted, scheme)
+
+    def f1(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
+        return {"f1": f1_of_counts(counts[rows].sum(0).tolist())}
+
+    found = bootstrap_intervals(f1, len(counts), seed=seed)["f1"]
+    whole = f1_of_counts(counts.sum(0).tolist())
+    low, high = at_least_wilson(found, whole, len(counts))
+    return {"entity_f1_low": low, "entity_f1_high": high}
+
+
+def entity_counts(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], scheme: Scheme
+) -> numpy.ndarray[Any, Any]:
+    """Return (N, 3) of the sentences: right entities, predicted ones, those there."""
     table: list[tuple[int, int, int]] = []
     for truth, guess in zip(gold, predicted, strict=True):
         wanted, given = set(entities(truth, scheme)), set(entities(guess, scheme))
         table.append((len(wanted & given), len(given), len(wanted)))
+    return numpy.array(table)
 
-    counts = numpy.array(table)
 
-    def f1(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
-        return {"f1": _scores(*counts[rows].sum(0).tolist())[2]}
-
-    found = bootstrap_intervals(f1, len(counts), seed=seed)["f1"]
-    whole = _scores(*counts.sum(0).tolist())[2]
-    low, high = at_least_wilson(found, whole, len(counts))
-    return {"entity_f1_low": low, "entity_f1_high": high}
+def f1_of_counts(counts: Sequence[int]) -> float:
+    """Return F1 of how many entities are right, predicted and there."""
+    right, given, there = counts
+    return _scores(right, given, there)[2]
 
 
 def _scores(right: int, given: int, there: int) -> tuple[float, float, float]:
@@ -313,7 +325,7 @@ def _answers(
     """
     tags = word_tags([rows.argmax(-1).tolist() for rows in chance], windows, sentences, names)
     certain = [[0.0] * len(sentence.words) for sentence in sentences]
-    scheme = _scheme_of([], [], names)
+    scheme = scheme_of([], [], names)
 
     for window, rows in zip(windows, chance, strict=True):
         for word, row in zip(window.words, rows, strict=True):

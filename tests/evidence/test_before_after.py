@@ -1,0 +1,158 @@
+"""Before and after: the same probes twice, their changes with intervals, and a verdict in words."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+
+from hfstack.evidence.before_after import (
+    FILE,
+    compare_probes,
+    describe_changes,
+    tabulate_changes,
+)
+from hfstack.runs.record import read_run
+from tests.tiny_chat import save_tiny_chat
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+SMALL = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 5e-3,
+    "report_to": "none",
+    "bf16": "false",
+    "dataloader_pin_memory": "false",
+    "save_strategy": "no",
+    "activation_checkpointing": "false",
+    "eval_strategy": "no",
+    "probe_rows": 10,
+    "probe_tokens": 6,
+}
+
+
+def table(sums: list[float], counts: float = 1.0) -> numpy.ndarray:
+    return numpy.array([[value, counts] for value in sums])
+
+
+def test_the_verdict_names_what_was_trained_what_it_cost_and_what_got_worse() -> None:
+    draw = numpy.random.default_rng(0)
+    noise = draw.normal(0, 0.01, 40)
+    before = {
+        "general_bits_per_byte": table([100.0] * 40, counts=50.0),
+        "held_out_loss": table((20 + noise).tolist(), counts=10.0),
+        "ended_share": table([1.0] * 30 + [0.0] * 10),
+        "answer_tokens": table([20.0] * 40),
+        "repetition": table([0.1] * 40),
+    }
+    after = {
+        "general_bits_per_byte": table((102 + noise).tolist(), counts=50.0),
+        "held_out_loss": table([15.0] * 40, counts=10.0),
+        "ended_share": table([1.0] * 5 + [0.0] * 35),
+        "answer_tokens": table((20 + noise).tolist()),
+        "repetition": table([0.11] * 40),
+    }
+    changes = compare_probes(before, after)
+    assert changes["general_bits_per_byte"].relative == pytest.approx(0.02, abs=1e-3)
+    assert changes["held_out_loss"].after == pytest.approx(1.5)
+    assert describe_changes(changes) == (
+        "better at what was trained (loss of held-out answers 2 to 1.5); general text 2.0 % worse; "
+        "worse: answers that end 0.75 to 0.125"
+    )
+    columns, rows = tabulate_changes(changes)
+    verdicts = {row[0]: row[-1] for row in rows}
+    assert columns[-1] == "verdict" and verdicts["answers that end"] == "worse"
+    assert verdicts["tokens of an answer"] == "no clear change"
+    assert rows[-1][:2] == ["in words", describe_changes(changes)]
+
+    # ten rows or more have an interval, fewer are shown without one
+    few = compare_probes({"reward": table([1.0] * 9)}, {"reward": table([2.0] * 9)})
+    assert few["reward"].difference is None and not few["reward"].is_clear
+    assert "too few rows" in tabulate_changes(few)[1][0]
+    assert describe_changes(few).startswith("no clear change at what was trained")
+
+
+@pytest.fixture
+def train(run_recipe, tiny_llama: Path, tmp_path: Path):
+    """Train a tiny chat model by a recipe; return the metrics and what run.json's table says."""
+    model = save_tiny_chat(tiny_llama, tmp_path / "model")
+
+    def call(recipe: str, rows: list[dict], **options: object) -> tuple[dict, dict[str, list]]:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = SMALL | {"model_name_or_path": model, "datasets": file, "eval_fraction": 0.25}
+        settings |= {"output_dir": tmp_path / recipe} | options
+        metrics = run_recipe(recipe, *(f"--{k}={v}" for k, v in settings.items() if v is not None))
+        tables = read_run(tmp_path / recipe).tables
+        found = tables.get("before and after", {"rows": []})["rows"]
+        return metrics, {row[0]: row[1:] for row in found}
+
+    return call
+
+
+def test_sft_measures_both_ends_and_switches_off(train, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Who is number {n}?", "completion": f"The {('fox', 'owl')[n % 2]}."}
+        for n in range(44)
+    ]
+    metrics, probes = train("sft", rows, max_length=64, max_steps=8, packing="false")
+    assert metrics["after_held_out_loss"] < metrics["before_held_out_loss"]
+    # the probes are the held-out rows, so the loss after is that of the end of training on them
+    assert len(json.loads((tmp_path / "sft" / FILE).read_text())["held_out_loss"]) == 10
+    assert set(probes) == {
+        "general text, bits per byte",
+        "loss of held-out answers",
+        "tokens of an answer",
+        "answers that end",
+        "repetition in answers",
+        "in words",
+    }
+    assert probes["loss of held-out answers"][-1] == "better"
+    assert probes["in words"][0].startswith("better at what was trained")
+
+    metrics, probes = train(
+        "sft",
+        rows,
+        max_length=64,
+        packing="false",
+        probe_rows=0,
+        output_dir=tmp_path / "off",
+    )
+    assert not probes or "before_held_out_loss" not in metrics
+
+
+PAIRS = [
+    {"prompt": f"Who is number {n}?", "chosen": f"The fox {n}.", "rejected": f"A ball {n}."}
+    for n in range(44)
+]
+THUMBS = [
+    {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+    for row in PAIRS
+    for side in ("chosen", "rejected")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo"])
+def test_preferences(train, recipe: str) -> None:
+    rows = THUMBS if recipe == "kto" else PAIRS
+    metrics, probes = train(recipe, rows, max_length=64)
+    assert metrics["before_held_out_loss"] > 0 and metrics["after_ended_share"] <= 1
+    assert ("before_pair_margin" in metrics) == (recipe != "kto")
+    assert "what was trained" in probes["in words"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ppo", "rloo", "grpo"])
+def test_rewards(train, recipe: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Tell of fox {n}.", "answer": str(n)} for n in range(44)]
+    metrics, probes = train(
+        recipe,
+        rows,
+        max_completion_length=8,
+        per_device_train_batch_size=8,
+    )
+    assert metrics["before_reward"] >= 0 and "reward of answers" in probes
+    assert "general text" in probes["in words"][0]
