@@ -37,11 +37,11 @@ from hfstack.evidence.score_tagger import load_tag_scorer
 from hfstack.evidence.score_tasks import TaskArgs, record_tasks
 from hfstack.evidence.score_texts import load_text_scorer
 from hfstack.evidence.scored import ScoreArgs, Scorer, scored_kind
-from hfstack.models.contents import Kind
+from hfstack.models.contents import ModelKind
 from hfstack.runs.run import Run, RunArgs
 
 # What a model is -> what loads it, with its settings and the rows that a baseline learns from.
-TASKS: dict[Kind, Callable[..., Scorer]] = {
+TASKS: dict[ModelKind, Callable[..., Scorer]] = {
     "sequence classifier": load_classifier_scorer,
     "token classifier": load_tag_scorer,
     "question answering model": load_span_scorer,
@@ -150,7 +150,7 @@ def main(
 
 
 def extra_settings(
-    kind: Kind, score_args: ScoreArgs, compare_args: CompareArgs
+    kind: ModelKind, score_args: ScoreArgs, compare_args: CompareArgs
 ) -> dict[str, object]:
     """Return what one task needs beside the others' settings."""
     if kind == "causal language model":

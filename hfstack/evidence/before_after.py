@@ -35,7 +35,7 @@ from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.metrics import score_documents
-from hfstack.tasks.causal_lm.prompt_format import Kind
+from hfstack.tasks.causal_lm.prompt_format import PromptKind
 from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.preferences.rows import tools_of
 from hfstack.tasks.sft.answers import answer_losses
@@ -307,7 +307,7 @@ def _difference(before: Table, after: Table) -> Difference:
 
 
 def _task_instrument(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, kind: Kind, rows: int
+    path: str, tokenizer: PreTrainedTokenizerBase, *, kind: PromptKind, rows: int
 ) -> Instrument:
     """Return what asks a model a task; its table has whether each row is right."""
     task = read_task(path)

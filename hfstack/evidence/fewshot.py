@@ -27,7 +27,7 @@ from hfstack.evidence.scored import Scored, Scorer, named
 from hfstack.intervals import share_interval
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
-from hfstack.tasks.causal_lm.prompt_format import Kind, encode_prompt
+from hfstack.tasks.causal_lm.prompt_format import encode_prompt
 from hfstack.tasks.classification.calibration import cross_fitted_temperatures
 from hfstack.tasks.classification.metrics import SINGLE, measure
 from hfstack.tasks.sft.answers import answer_greedily, answer_losses
@@ -102,7 +102,9 @@ def read_task(path: str | Path) -> Task:
     return _checked(values, file)
 
 
-def load_task_scorer(model: Any, tokenizer: Any, task: Task, *, kind: Kind = "document") -> Scorer:
+def load_task_scorer(
+    model: Any, tokenizer: Any, task: Task, *, kind: PromptKind = "document"
+) -> Scorer:
     """Return what asks a model the rows of a task.
 
     Args:
@@ -230,7 +232,7 @@ def _encode(
     tokenizer: Any,
     task: Task,
     *,
-    kind: Kind,
+    kind: PromptKind,
 ) -> list[list[int]]:
     """Return the ids of each question behind the examples, up to its answer."""
     shown = [(_ask(row, task), _right_text(row, task)) for row in examples]
@@ -327,7 +329,7 @@ def _score_choices(
     prompts: list[list[int]],
     *,
     places: list[int],
-    kind: Kind,
+    kind: PromptKind,
 ) -> Scored:
     """Score every choice of every row."""
     before = answer_opening(tokenizer) if kind == "chat" else task.delimiter
@@ -409,7 +411,7 @@ def _score_texts(
     prompts: list[list[int]],
     *,
     places: list[int],
-    kind: Kind,
+    kind: PromptKind,
 ) -> Scored:
     """Let the model answer every row, and compare with what is right."""
     opening = answer_opening(tokenizer) if kind == "chat" else ""

@@ -21,8 +21,8 @@ from hfstack.evidence.scored import (
 from hfstack.models.heads import padding_id
 from hfstack.tasks.question_answering.data import (
     Question,
-    as_dataset,
-    collate_windows,
+    as_span_dataset,
+    collate_questions,
     encode_questions,
     read_questions,
 )
@@ -72,9 +72,9 @@ def load_span_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
             model=model,
             args=TrainingArguments(**evaluation_settings(how.batch_size)),
             processing_class=tokenizer,
-            data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+            data_collator=partial(collate_questions, pad_token_id=padding_id(tokenizer)),
         )
-        losses, logits = predict_held_out(trainer, as_dataset(windows))
+        losses, logits = predict_held_out(trainer, as_span_dataset(windows))
         return _as_scored(questions, find_answers(logits, windows, questions, **choice), losses)
 
     return Scorer({"id", *columns}, score)

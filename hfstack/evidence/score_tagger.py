@@ -26,9 +26,9 @@ from hfstack.tasks.shared.task_models import check_length, load_finished
 from hfstack.tasks.shared.token_tasks import InOrderTrainer, token_loss_func
 from hfstack.tasks.token_classification.data import (
     Sentence,
-    as_dataset,
+    as_tag_dataset,
     check_tags,
-    collate_windows,
+    collate_sentences,
     encode_sentences,
     read_sentences,
     tags_columns,
@@ -78,11 +78,11 @@ def load_tag_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = N
             model=model,
             args=TrainingArguments(**evaluation_settings(how.batch_size)),
             processing_class=tokenizer,
-            data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+            data_collator=partial(collate_sentences, pad_token_id=padding_id(tokenizer)),
             compute_loss_func=token_loss_func(0.0),
             preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
         )
-        losses, choices = predict_held_out(trainer, as_dataset(windows))
+        losses, choices = predict_held_out(trainer, as_tag_dataset(windows))
         found = word_tags(choices, windows, sentences, names)
         learned = None if train is None else read(train, name="train")
         return _as_scored(sentences, found, names, losses, learned)

@@ -19,7 +19,7 @@ from hfstack.data.reading.layouts import Purpose
 from hfstack.data.sources import OnBadRow, Source, as_sources
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.evidence.paired import Score
-from hfstack.models.contents import USES, Kind, identify_model
+from hfstack.models.contents import USES, ModelKind, identify_model
 from hfstack.models.loading import require_model_name
 
 Tables = dict[str, tuple[list[str], list[list[Any]]]]
@@ -210,7 +210,7 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def scored_kind(args: ModelConfig, kinds: Collection[Kind]) -> Kind:
+def scored_kind(args: ModelConfig, kinds: Collection[ModelKind]) -> ModelKind:
     """Return what a model is, once it is of one of these kinds.
 
     Raises:

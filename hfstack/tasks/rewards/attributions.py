@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.errors import DataError
-from hfstack.models.contents import Kind
+from hfstack.models.contents import ModelKind
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import follow_rendering
@@ -168,7 +168,7 @@ PairExplainer = Callable[..., Explanation]
 """Takes a prompt, an answer or None, steps and tolerance."""
 
 
-def load_pair_explainer(args: ModelConfig, kind: Kind, *, answer_tokens: int) -> PairExplainer:
+def load_pair_explainer(args: ModelConfig, kind: ModelKind, *, answer_tokens: int) -> PairExplainer:
     """Load a reward model or a language model; return what explains an answer.
 
     Plain texts become turns where the model has learned on turns.
