@@ -27,7 +27,7 @@ from hfstack.evidence.scored import Scored, Scorer, named
 from hfstack.intervals import share_interval
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
-from hfstack.tasks.causal_lm.prompt_format import encode_prompt
+from hfstack.tasks.causal_lm.prompt_format import PromptKind, encode_prompt
 from hfstack.tasks.classification.calibration import cross_fitted_temperatures
 from hfstack.tasks.classification.metrics import SINGLE, measure
 from hfstack.tasks.sft.answers import answer_greedily, answer_losses
