@@ -152,6 +152,7 @@ def test_rewards(train, recipe: str, tmp_path: Path) -> None:
         recipe,
         rows,
         max_completion_length=8,
+        dataloader_pin_memory=None,
         per_device_train_batch_size=8,
     )
     assert metrics["before_reward"] >= 0 and "reward of answers" in probes

@@ -83,6 +83,7 @@ def test_results_become_metrics_with_intervals() -> None:
     assert table[1][:4] == ["where", "bleu", "2", "–"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="needs the extra harness: lm_eval>=0.4.13")
 @pytest.mark.filterwarnings("ignore")
 def test_numbers_are_those_of_lm_eval_itself(

@@ -114,7 +114,10 @@ def test_a_classifier_scores_as_in_its_training(
         file = tmp_path / "bad.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(error, match=match) as caught:
-            score("bad", **{"model_name_or_path": tmp_path / "out", "datasets": file} | options)
+            score(
+                f"bad-{match[:20]}",
+                **{"model_name_or_path": tmp_path / "out", "datasets": file} | options,
+            )
         assert "\n" not in str(caught.value)
 
     unknown = [*rows[:20], {"text": "a fox", "label": "ugly", "part": 1}]
