@@ -152,6 +152,7 @@ def test_rewards(train, recipe: str, tmp_path: Path) -> None:
         recipe,
         rows,
         max_completion_length=8,
+        max_steps=4,  # one rollout of ppo
         dataloader_pin_memory=None,
         per_device_train_batch_size=8,
     )
