@@ -9,7 +9,9 @@ Legend: B rows, T positions, N = B * (T - 1) scored positions, d hidden size, V 
 """
 
 import functools
+import inspect
 import types
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,95 +19,75 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME
+from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.models.output_head import OutputHead, body_of, find_output_head
+from hfstack.models.probes import embedding_rows, random_ids
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
-# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling,
-# no extra losses. The value names a module between the two, if there is one.
-PLAIN_HEADS: dict[str, str | None] = {
-    "llama": None,
-    "mistral": None,
-    "qwen2": None,
-    "qwen3": None,
-    "gpt2": None,
-    "hfstack_gru": "head_projection",
-    "hfstack_lstm": "head_projection",
-}
+logger = get_logger(__name__)
+
+# How far the loss of a few tokens may be from the model's own, as a share of it.
+_TOLERANCE, _HALF_TOLERANCE = 1e-5, 1e-2
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Sum -log softmax(h W^T)[target] over positions.
-
-    The gradients are taken in the forward pass, chunk by chunk.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_gradients: bool
-    ) -> Tensor:
-        """Return the summed loss in nats, fp32.
-
-        Args:
-            hidden: (N, d), in the dtype that the matrix products shall run in.
-            weight: (V, d), the output embedding.
-            targets: (N,), ids; -100 marks a position that is not scored.
-            chunk: positions per matrix product; (chunk, V) is the largest tensor made.
-            with_gradients: take the gradients as well; off under no_grad.
-        """
-        weight_cast = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-
-        for start in range(0, len(targets), chunk):
-            h = hidden[start : start + chunk]  # (n, d)
-            target = targets[start : start + chunk]  # (n,)
-            scored = target != IGNORED_LABEL
-            index = target.clamp_min(0)[:, None]  # (n, 1)
-            logits = (h @ weight_cast.T).float()  # (n, V)
-            normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
-            losses = normalizer - logits.gather(1, index)[:, 0]
-            total += torch.where(scored, losses, 0.0).sum()
-            if not with_gradients:
-                continue
-
-            # d loss / d logits = softmax - one_hot, in place of the logits
-            gradient = logits.sub_(normalizer[:, None]).exp_()
-            gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
-            gradient = gradient.mul_(scored[:, None]).to(h.dtype)
-            grad_hidden[start : start + chunk] = gradient @ weight_cast
-            grad_weight += (gradient.T @ h).float()
-
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass has taken."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grad_outputs[0]
-        # A 0-d scale does not promote: bf16 * fp32 is computed in fp32 and rounded once.
-        return grad_hidden * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None, None
-
-
-def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
+def use_fused_loss(
+    model: PreTrainedModel, *, chunk: int = 512, head: OutputHead | None = None
+) -> bool:
     """Make the model's training forward return the loss alone, without the logits.
 
-    Return whether it could: a model whose head is not one plain matrix product is left as it is.
+    Return whether it could. A model is left as it is whose logits are not one matrix product of its
+    hidden states, with a transform before it or a bias, a scale and a soft cap behind it; and one
+    whose own loss is more than the cross-entropy of the next token, such as that of routers.
     Evaluation without labels, generation and every other use of the model are untouched.
-    """
-    head = model.get_output_embeddings()
-    if (
-        model.config.model_type not in PLAIN_HEADS
-        or not isinstance(head, torch.nn.Linear)
-        or head.bias is not None
-    ):
-        return False
 
+    Args:
+        model: the model.
+        chunk: positions of one matrix product.
+        head: how logits come of hidden states, taken as it is; None to find and prove it, for which
+            the weights need to be there.
+    """
+    if head is not None:
+        model.forward = types.MethodType(_fused_forward(model, head, chunk), model)
+        return True
+    if embedding_rows(model) == 0:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        head = find_output_head(model)
+        last = None if head is None else model.get_submodule(head.modules[-1])
+        if head is None or type(last) is not torch.nn.Linear:
+            return False
+
+        own = _probe_loss(model)
+        stock_forward = model.forward
+        model.forward = types.MethodType(_fused_forward(model, head, chunk), model)
+        fused = _probe_loss(model)
+
+    allowed = _TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
+    if own is not None and fused is not None and abs(own - fused) <= allowed * abs(own):
+        return True
+    model.forward = stock_forward
+    return False
+
+
+def _probe_loss(model: PreTrainedModel) -> float | None:
+    """Return the loss of a few random tokens, or None where there is none."""
+    ids = random_ids(model, 2, 8)  # (B, T)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            return float(model(input_ids=ids, labels=ids).loss)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        logger.debug("the probe of the fused loss ended in %r", error)
+        return None
+
+
+def _fused_forward(model: PreTrainedModel, head: OutputHead, chunk: int) -> Callable[..., Any]:
+    """Return the training forward pass of a model whose head is known."""
     stock_forward = model.forward
-    between = PLAIN_HEADS[model.config.model_type]
-    project = torch.nn.Identity() if between is None else model.get_submodule(between)
+    body, last = body_of(model), model.get_submodule(head.modules[-1])
+    known = inspect.signature(body.forward).parameters
+    takes_all = any(kind.kind is kind.VAR_KEYWORD for kind in known.values())
 
     # The Trainer reads the signature to know which columns to keep.
     @functools.wraps(type(model).forward)
@@ -120,8 +102,11 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         if labels is None or inputs.get(CACHE_NAME) is not None:
             return stock_forward(input_ids=input_ids, labels=labels, **inputs)
 
+        # what the body does not know, the model does not hand down either
         inputs |= {"use_cache": False, "return_dict": True}
-        hidden = project(self.base_model(input_ids=input_ids, **inputs)[0][:, :-1])  # (B, T - 1, d)
+        inputs = {name: value for name, value in inputs.items() if takes_all or name in known}
+        states = body(input_ids=input_ids, **inputs)[0][:, :-1]  # (B, T - 1, d)
+        hidden = head.transform(self, states)
         targets = labels[:, 1:].reshape(-1)  # (N,)
 
         # The products run in the type that autocast would give them.
@@ -129,9 +114,15 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
-            rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
             total = LinearCrossEntropy.apply(
-                rows, head.weight, targets, chunk, torch.is_grad_enabled()
+                hidden.reshape(-1, hidden.shape[-1]).to(dtype),
+                last.weight,
+                targets,
+                chunk,
+                torch.is_grad_enabled(),
+                last.bias,
+                head.scale,
+                head.cap,
             )
 
         # Over accumulated micro-batches the Trainer counts the scored positions of all of them.
@@ -140,5 +131,88 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
             count = (targets != IGNORED_LABEL).sum()
         return CausalLMOutput(loss=cast(Any, total) / count)
 
-    model.forward = types.MethodType(forward, model)
-    return True
+    return forward
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum -log softmax(h W^T)[target] over positions; with bias, scale and soft cap.
+
+    The gradients are taken in the forward pass, chunk by chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        with_gradients: bool,
+        bias: Tensor | None = None,
+        scale: float = 1.0,
+        cap: float | None = None,
+    ) -> Tensor:
+        """Return the summed loss in nats, fp32.
+
+        Args:
+            hidden: (N, d), in the dtype that the matrix products shall run in.
+            weight: (V, d), the output embedding.
+            targets: (N,), ids; -100 marks a position that is not scored.
+            chunk: positions per matrix product; (chunk, V) is the largest tensor made.
+            with_gradients: take the gradients as well; off under no_grad.
+            bias: (V,), added to the products.
+            scale: that they are multiplied by then.
+            cap: c of c tanh(logits / c), which they go through last.
+        """
+        weight_cast = weight.to(hidden.dtype)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+
+        for start in range(0, len(targets), chunk):
+            h = hidden[start : start + chunk]  # (n, d)
+            target = targets[start : start + chunk]  # (n,)
+            scored = target != IGNORED_LABEL
+            index = target.clamp_min(0)[:, None]  # (n, 1)
+            logits = (h @ weight_cast.T).float()  # (n, V)
+            if bias is not None:
+                logits += bias.float()
+            if scale != 1.0:
+                logits *= scale
+            if cap is not None:
+                logits = logits.div_(cap).tanh_().mul_(cap)
+            slope = scale if cap is None else scale * (1 - (logits / cap) ** 2)
+
+            normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
+            losses = normalizer - logits.gather(1, index)[:, 0]
+            total += torch.where(scored, losses, 0.0).sum()
+            if not with_gradients:
+                continue
+
+            # d loss / d logits = softmax - one_hot, in place of the logits
+            gradient = logits.sub_(normalizer[:, None]).exp_()
+            gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+            gradient = gradient.mul_(scored[:, None])
+            if cap is not None or scale != 1.0:
+                gradient *= slope
+            if grad_bias is not None:
+                grad_bias += gradient.sum(dim=0)
+
+            gradient = gradient.to(h.dtype)
+            grad_hidden[start : start + chunk] = gradient @ weight_cast
+            grad_weight += (gradient.T @ h).float()
+
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass has taken."""
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = grad_outputs[0]
+        # A 0-d scale does not promote: bf16 * fp32 is computed in fp32 and rounded once.
+        of_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        of_bias = None if grad_bias is None else (grad_bias * scale).to(ctx.weight_dtype)
+        return grad_hidden * scale, of_weight, None, None, None, of_bias, None, None

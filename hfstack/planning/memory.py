@@ -40,6 +40,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
+from hfstack.models.output_head import OutputHead
 
 StepTask = Literal[
     "causal_lm",
@@ -113,12 +114,19 @@ def build_step_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrained
 
     model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
     if step.fused_loss and step.task == "causal_lm":
-        use_fused_loss(model)
+        use_fused_loss(model, head=_plain_head(model))
     if step.activation_checkpointing and step.trains:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if step.lora_rank:
         model = _add_adapter(model, step)
     return typing.cast(PreTrainedModel, model.train(step.trains))
+
+
+def _plain_head(model: Any) -> OutputHead:
+    """Return the head of a model without data, on which no probe can look for it."""
+    names = {module: name for name, module in model.named_modules()}
+    projected = ("head_projection",) if "head_projection" in names.values() else ()
+    return OutputHead((*projected, names[model.get_output_embeddings()]))
 
 
 def _add_adapter(model: Any, step: TrainingStep) -> Any:

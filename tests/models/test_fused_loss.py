@@ -6,12 +6,35 @@ import inspect
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
 import hfstack.models.gru
 from hfstack.models.fused_loss import LinearCrossEntropy, use_fused_loss
 
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
 CONFIGS = {
+    "gemma2": Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5),
+    "cohere": CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.3),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "bert": BertConfig(**SIZES, **NO_DROPOUT, is_decoder=True),
     "llama-tied": LlamaConfig(
         vocab_size=61,
         hidden_size=16,
@@ -144,18 +167,15 @@ def test_bf16_autocast_is_close() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in fused.parameters())
 
 
-def test_models_with_other_heads_are_left_alone() -> None:
-    from transformers import Gemma2Config
+def test_models_whose_loss_is_more_are_left_alone() -> None:
+    from transformers import MixtralConfig
 
-    config = Gemma2Config(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
+    config = MixtralConfig(
+        **SIZES, num_key_value_heads=2, num_local_experts=2, output_router_logits=True
     )
-    model = AutoModelForCausalLM.from_config(config)  # soft-caps its logits
+    model = AutoModelForCausalLM.from_config(config)
+    ids = torch.tensor([[3, 4, 5]])
     assert not use_fused_loss(model)
-    assert model(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[3, 4]])).logits is not None
+    assert model(input_ids=ids, labels=ids).logits is not None
+    config.output_router_logits = False
+    assert use_fused_loss(AutoModelForCausalLM.from_config(config))

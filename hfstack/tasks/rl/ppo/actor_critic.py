@@ -23,18 +23,20 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from hfstack.errors import ConfigError
+from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME, get_cache
-from hfstack.models.fused_loss import PLAIN_HEADS
+from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.models.output_head import OutputHead, body_of, find_output_head
 from hfstack.tasks.rl.ppo.log_probs import score_tokens
+
+logger = get_logger(__name__)
 
 CRITICS = ("shared", "separate", "adapter", "none")
 CRITIC_ADAPTER = "critic"
 REFERENCE_ADAPTER = "ref"
 
-# Both are shares of the largest logit. In 16 bits another length rounds differently; in fp32
-# rounding is below 1e-3, and 16-bit heads run the same product twice.
+# A share of the largest logit: in 16 bits another length rounds differently.
 _AHEAD_TOLERANCE = 0.1
-_PROBE_TOLERANCE = 1e-3
 
 
 class TokenScores(NamedTuple):
@@ -97,6 +99,7 @@ class ActorCritic(nn.Module):
         detach_value: keep the value's gradient out of a shared trunk.
         reference_adapter: the frozen adapter that is the reference of an adapter that was trained
             before; None when the reference is the policy without adapters.
+        output_head: how logits come of hidden states, where it is known; else it is found.
 
     Raises:
         ConfigError: the policy has no output head.
@@ -115,6 +118,7 @@ class ActorCritic(nn.Module):
         head_init_std: float = 0.0,
         detach_value: bool = False,
         reference_adapter: str | None = None,
+        output_head: OutputHead | None = None,
     ) -> None:
         super().__init__()
         assert critic in CRITICS and (backbone is not None) == (critic == "separate")
@@ -127,11 +131,12 @@ class ActorCritic(nn.Module):
         self.policy_adapter = _trained_adapter(policy) if isinstance(policy, PeftModel) else None
         self.reference_adapter = reference_adapter
 
-        if self.base.get_output_embeddings() is None or self.base.base_model is self.base:
+        if self.base.get_output_embeddings() is None or self.trunk is self.base:
             raise ConfigError(
                 f"{type(self.base).__name__} has no language-model head, so it cannot generate: "
                 "name a causal language model"
             )
+        self.output_head = output_head or find_output_head(self.base)
 
         trunk = backbone if backbone is not None else self.base
         if head is None and critic != "none":
@@ -153,6 +158,11 @@ class ActorCritic(nn.Module):
         """Return the causal language model, without PEFT's wrapper."""
         policy = cast(Any, self.policy)
         return policy.get_base_model() if self.is_peft else policy
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """Return the policy's transformer below its head."""
+        return body_of(self.base)
 
     @property
     def has_critic(self) -> bool:
@@ -207,18 +217,19 @@ class ActorCritic(nn.Module):
         # the policy, and the values of a shared trunk
         if "log_probs" in wanted or shares_trunk:
             with self._policy_or_reference(reference):
-                hidden = self._hidden(self.base.base_model, input_ids, positions)  # (n, d)
+                hidden = None
+                if shares_trunk or self.output_head is not None:
+                    hidden = self._hidden(self.trunk, input_ids, positions)  # (n, d)
                 if "log_probs" in wanted:
                     log_probs, entropies = score_tokens(
-                        self._logits,
-                        hidden,
+                        *self._head_and_rows(hidden, input_ids, positions),
                         targets,
                         vocabulary=self._vocabulary,
                         temperature=temperature,
                         with_entropy="entropies" in wanted,
                     )
 
-            if shares_trunk:
+            if hidden is not None and shares_trunk:
                 detaches = detach_value or self.detach_value
                 values = self._value(hidden.detach() if detaches else hidden)
 
@@ -228,7 +239,7 @@ class ActorCritic(nn.Module):
             values = self._value(self._hidden(self.critic, input_ids, positions))
         elif wants_values and self.critic_kind == "adapter":
             with use_adapter(self.policy, CRITIC_ADAPTER):
-                values = self._value(self._hidden(self.base.base_model, input_ids, positions))
+                values = self._value(self._hidden(self.trunk, input_ids, positions))
 
         return TokenScores(log_probs, values, entropies)
 
@@ -254,7 +265,7 @@ class ActorCritic(nn.Module):
             with_values: also return the values; a shared trunk only.
         """
         carried: dict[str, Any] = {CACHE_NAME: cache}
-        outputs = self.base.base_model(
+        outputs = self.trunk(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=attention_mask,
@@ -295,24 +306,17 @@ class ActorCritic(nn.Module):
             self.critic.activation_checkpointing_enable(kwargs, every_n_layers, offload)
 
     def check_head(self) -> None:
-        """Refuse a policy that is not causal, or whose head is not a plain product.
+        """Refuse a policy that is not causal, and say where its head was not found.
 
         Raises:
-            ConfigError: later tokens change earlier logits, or the logits are not the output
-                embedding times the last hidden state (scaled or capped in a way that is not known
-                here).
+            ConfigError: later tokens change earlier logits.
         """
-        name, training = type(self.base).__name__, self.base.training
-        self.base.eval()  # dropout would make the passes differ
+        name = type(self.base).__name__
         ids = torch.arange(4, device=self.device)[None]  # (1, 4)
-
-        with torch.no_grad():
+        with evaluation_mode(self.base), torch.no_grad():
             expected = self.base(input_ids=ids).logits.float()  # (1, 4, V)
-            hidden = self.base.base_model(input_ids=ids).last_hidden_state  # (1, 4, d)
-            found = self._logits(hidden).float()  # (1, 4, V)
             beginning = self.base(input_ids=ids[:, :2]).logits.float()  # (1, 2, V)
 
-        self.base.train(training)
         largest = float(expected.abs().max())
         if not torch.allclose(beginning, expected[:, :2], atol=_AHEAD_TOLERANCE * largest, rtol=0):
             raise ConfigError(
@@ -320,10 +324,11 @@ class ActorCritic(nn.Module):
                 "model"
             )
 
-        if not torch.allclose(found, expected, atol=_PROBE_TOLERANCE * largest, rtol=0):
-            raise ConfigError(
-                f"the logits of {name} are not its output embedding times its last hidden state, "
-                "which PPO here assumes: use another model"
+        if self.output_head is None:
+            logger.warning(
+                "the logits of %s do not come of its last hidden state by a head that is found: "
+                "tokens are scored by its own logits of whole rows, which takes more memory",
+                name,
             )
 
     @property
@@ -356,17 +361,17 @@ class ActorCritic(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) as the model's own forward pass computes them."""
-        config = self.base.config.get_text_config()
-        between = PLAIN_HEADS.get(config.model_type)
-        if between is not None:
-            hidden = self.base.get_submodule(between)(hidden)
+        assert self.output_head is not None, "without a head the logits are the model's own"
+        return self.output_head.logits(self.base, hidden)
 
-        head = cast(Callable[[Tensor], Tensor], self.base.get_output_embeddings())
-        logits = head(hidden)
-
-        # Gemma 2 (Riviere et al. 2024, section 2)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+    def _head_and_rows(
+        self, hidden: Tensor | None, input_ids: Tensor, positions: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return a head, and what it reads at scored positions: hidden states or logits."""
+        if self.output_head is not None and hidden is not None:
+            return self._logits, hidden
+        logits = self.base(input_ids=input_ids, use_cache=False).logits  # (b, L, V)
+        return nn.Identity(), logits.flatten(0, 1).index_select(0, positions)
 
 
 def _new_value_head(hidden_size: int, std: float) -> nn.Linear:

@@ -23,12 +23,15 @@ from trl.models.utils import prepare_fsdp
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.contents import kind_of_architecture
+from hfstack.models.dropout import require_no_noise, turn_off_dropout
 from hfstack.models.loading import load_tokenizer, merge_into_base
+from hfstack.models.output_head import body_of
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.collect import Collector
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.engines.fitting import fit_engine
 from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine, SamplingSettings
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
@@ -44,9 +47,6 @@ _SHARED_HEAD_RATE = 10.0
 _OTHER_HEADS = frozenset(
     {"sequence classifier", "token classifier", "question answering model", "masked language model"}
 )
-
-# attributes that attention modules read as plain numbers while they train
-_DROPOUT_ATTRIBUTES = ("attention_dropout", "dropout")
 
 
 def build_actor_critic(
@@ -110,6 +110,7 @@ def build_actor_critic(
     actor_critic.check_head()
     if args.disable_dropout:
         turn_off_dropout(actor_critic)
+        require_no_noise(actor_critic.base, "--disable_dropout")
     return actor_critic
 
 
@@ -142,7 +143,8 @@ def build_reference(
         )
 
     frozen = copy.deepcopy(actor_critic.base) if reference_model is None else reference_model
-    reference = ActorCritic(frozen).requires_grad_(False).eval()
+    head = actor_critic.output_head if reference_model is None else None
+    reference = ActorCritic(frozen, output_head=head).requires_grad_(False).eval()
     turn_off_dropout(reference)
     return reference
 
@@ -288,6 +290,8 @@ def build_collector(
     if engine is None:
         settings = sampling_settings(args, stops=stops, pad_token_id=pad)
         engine = build_engine(args, settings, tokenizer, accelerator, max_over_processes=largest)
+        if plugin is None:
+            engine = fit_engine(engine, actor_critic)
 
     return Collector(
         args,
@@ -365,16 +369,6 @@ def delay_policy_schedule(scheduler: Any, args: PPOConfig, model: nn.Module, *, 
             scheduler.lr_lambdas[index] = lambda step: shape(max(0, step - waits))
 
 
-def turn_off_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, also the numbers that attention modules read."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in _DROPOUT_ATTRIBUTES:
-            if isinstance(module.__dict__.get(name), float):
-                setattr(module, name, 0.0)
-
-
 def _choose_critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
     """Return the kind of critic that was asked for, or the default.
 
@@ -409,7 +403,7 @@ def _load_separate_critic(
     """
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
-        return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None
+        return cast(PreTrainedModel, copy.deepcopy(body_of(base))), None
 
     settings = ModelConfig(
         model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch.")

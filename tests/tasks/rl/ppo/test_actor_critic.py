@@ -177,12 +177,6 @@ def test_models_that_cannot_generate_are_refused(tiny_llama: Path, monkeypatch: 
         ActorCritic(AutoModel.from_pretrained(tiny_llama))
     actor_critic = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_llama))
     actor_critic.check_head()
-    plain = actor_critic._logits
-    monkeypatch.setattr(actor_critic, "_logits", lambda hidden: plain(hidden) * 1.1)
-    with pytest.raises(
-        ConfigError, match="are not its output embedding times its last hidden state"
-    ):
-        actor_critic.check_head()
     set_seed(0)
     sizes = {
         "hidden_size": 32,

@@ -16,7 +16,7 @@ Legend: N prompts of this process, T_i tokens of completion i, b prompts of a ba
 longest prompt, T of its longest completion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -97,8 +97,16 @@ class GenerateEngine:
 
     exact_log_probs = False
 
-    def __init__(self, settings: SamplingSettings) -> None:
+    def __init__(self, settings: SamplingSettings, *, pads: bool = True) -> None:
+        """Prepare to generate.
+
+        Args:
+            settings: how to sample.
+            pads: prompts of different lengths may be generated together, padded on the left; off,
+                only prompts of one length are.
+        """
         self.settings = settings
+        self.pads = pads
 
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
         """Generate one completion for each prompt.
@@ -117,13 +125,11 @@ class GenerateEngine:
         )
 
         stops = torch.tensor(settings.stop_token_ids)
-        completions: list[Tensor] = []  # (T_i,) each
-        finished: list[bool] = []
+        completions: list[Tensor] = [torch.empty(0)] * len(prompt_ids)  # (T_i,) each
+        finished = torch.zeros(len(prompt_ids), dtype=torch.bool)  # (N,)
 
-        batch_size = settings.batch_size or len(prompt_ids)
-        for first in range(0, len(prompt_ids), batch_size):
-            batch = prompt_ids[first : first + batch_size]
-            tokens, mask = pad_left(batch, settings.pad_token_id)  # (b, P) each
+        for rows in self._batches([len(prompt) for prompt in prompt_ids]):
+            tokens, mask = pad_left([prompt_ids[row] for row in rows], settings.pad_token_id)
             with set_aside_settings(actor_critic.policy):
                 whole = cast(Any, actor_critic.policy).generate(
                     input_ids=tokens.to(actor_critic.device),
@@ -132,13 +138,23 @@ class GenerateEngine:
                 )  # (b, P + T)
 
             # What is behind the first stop token is padding.
-            for row in whole[:, tokens.shape[1] :].cpu():
+            for index, row in zip(rows, whole[:, tokens.shape[1] :].cpu(), strict=True):
                 stopped = torch.isin(row, stops).nonzero()
                 length = int(stopped[0]) + 1 if len(stopped) else len(row)
-                completions.append(row[:length].clone())
-                finished.append(len(stopped) > 0)
+                completions[index] = row[:length].clone()
+                finished[index] = len(stopped) > 0
 
-        return Rollout(completions, torch.tensor(finished))
+        return Rollout(completions, finished)
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the prompts that are generated together, as lists of row numbers."""
+        groups = [list(range(len(lengths)))]
+        if not self.pads:
+            groups = [[row for row in groups[0] if lengths[row] == n] for n in sorted(set(lengths))]
+        batch_size = self.settings.batch_size or len(lengths)
+        for group in groups:
+            for first in range(0, len(group), batch_size):
+                yield group[first : first + batch_size]
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

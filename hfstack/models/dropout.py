@@ -1,0 +1,55 @@
+"""Switch dropout off for good, whatever a family calls it, and prove that it is.
+
+Dropout hides in modules of torch, and in numbers that a model hands to a function while it trains:
+`attention_dropout`, `activation_dropout`, `layerdrop`, `residual_dropout`, `attn_pdrop` ...
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfstack.errors import ConfigError
+from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.models.probes import Figure, random_ids, read_logits, relative_difference, tolerance
+
+_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_PART_OF_NAME = "drop"
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: modules, and numbers of others that are named so."""
+    for module in model.modules():
+        if isinstance(module, _MODULES):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if _PART_OF_NAME in name.lower() and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def training_noise(model: PreTrainedModel) -> Figure:
+    """Measure how much logits in training mode differ from those in evaluation mode."""
+    ids = random_ids(model, 2, 12)  # (B, T)
+    with evaluation_mode(model):
+        expected = read_logits(model, input_ids=ids)
+        model.train()
+        found = read_logits(model, input_ids=ids)
+    return Figure(relative_difference(expected, found), tolerance(model))
+
+
+def require_no_noise(model: PreTrainedModel, option: str) -> None:
+    """Refuse a model whose training mode differs from evaluation without dropout.
+
+    Args:
+        option: that switched dropout off, for the message.
+
+    Raises:
+        ConfigError: something random is left in training mode.
+    """
+    with torch.random.fork_rng(enabled=True, devices=[]):
+        figure = training_noise(model)
+    if not figure.holds:
+        raise ConfigError(
+            f"{option}: the logits of {type(model).__name__} still change by {figure.value:.2g} of "
+            "the largest in training mode, by noise that is no dropout; PPO's ratios would be "
+            "wrong: use another model"
+        )
