@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo feedback test test-versions test-slow lint format docs docs-check docs-site wheel clean
+.PHONY: help venv demo feedback test test-versions test-slow zoo lint format docs docs-check docs-site wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make feedback    after make demo: judge 40 pairs in a browser, and see the model change (minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
+	@echo "make zoo         run the recipes on tiny models of every family of transformers (hours), and write docs/models.md"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        write the generated option reference, the file tree and the list of translations"
 	@echo "make docs-check  check that these and the links and commands of the docs are up to date"
@@ -37,13 +38,21 @@ feedback: venv
 
 # one thread for each of the two: more would only wait for each other on two cores
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not gpu and not zoo' -n 2 --dist loadfile
 
 test-versions:
 	PYTHON=$(PYTHON) .ci/test_versions
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+# Results that are in runs/zoo.jsonl already are kept: delete it to begin again.
+zoo: venv
+	mkdir -p runs
+	for kind in causal encoder encoder-decoder; do \
+	  HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.matrix runs/zoo.jsonl --kind $$kind || exit 1; \
+	done
+	$(BIN)/python -m tests.zoo.matrix runs/zoo.jsonl --table docs/models.md
 
 lint: venv
 	$(BIN)/ruff check .

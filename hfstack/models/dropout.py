@@ -1,7 +1,8 @@
 """Switch dropout off for good, whatever a family calls it, and prove that it is.
 
 Dropout hides in modules of torch, and in numbers that a model hands to a function while it trains:
-`attention_dropout`, `activation_dropout`, `layerdrop`, `residual_dropout`, `attn_pdrop` ...
+`attention_dropout`, `activation_dropout`, `layerdrop`, `residual_dropout`, `attn_pdrop`, and the
+noise that some mixtures add to what their routers read, `router_jitter_noise` ...
 """
 
 import torch
@@ -13,7 +14,7 @@ from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.probes import Figure, random_ids, read_logits, relative_difference, tolerance
 
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_PART_OF_NAME = "drop"
+_PARTS_OF_NAMES = ("drop", "jitter")
 
 
 def turn_off_dropout(model: nn.Module) -> None:
@@ -22,7 +23,8 @@ def turn_off_dropout(model: nn.Module) -> None:
         if isinstance(module, _MODULES):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if _PART_OF_NAME in name.lower() and isinstance(value, float):
+            named = any(part in name.lower() for part in _PARTS_OF_NAMES)
+            if named and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

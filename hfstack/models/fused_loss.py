@@ -52,12 +52,12 @@ def use_fused_loss(
         model.forward = types.MethodType(_fused_forward(model, head, chunk), model)
         return True
     if embedding_rows(model) == 0:
-        return False
+        return _stays_stock(model, "its weights are in shards")
     with torch.random.fork_rng(devices=[]):
         head = find_output_head(model)
         last = None if head is None else model.get_submodule(head.modules[-1])
         if head is None or type(last) is not torch.nn.Linear:
-            return False
+            return _stays_stock(model, "its logits are no matrix product of its hidden states")
 
         own = _probe_loss(model)
         stock_forward = model.forward
@@ -68,6 +68,12 @@ def use_fused_loss(
     if own is not None and fused is not None and abs(own - fused) <= allowed * abs(own):
         return True
     model.forward = stock_forward
+    return _stays_stock(model, f"its own loss of a few tokens is {own}, the fused one {fused}")
+
+
+def _stays_stock(model: PreTrainedModel, why: str) -> bool:
+    """Say that the loss is computed from all logits, and why."""
+    logger.info("the loss of %s is not fused: %s", type(model).__name__, why)
     return False
 
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -37,6 +38,7 @@ from hfstack.models.loading import (
     load_checkpoint,
     require_model_name,
 )
+from hfstack.models.sequence_head import register_classifier
 
 logger = get_logger(__name__)
 
@@ -106,6 +108,8 @@ def load_with_config(
         MissingExtraError: quantisation was asked for, and bitsandbytes is not installed.
     """
     name = args.model_name_or_path or ""
+    if auto_class is AutoModelForSequenceClassification:
+        register_classifier(config)
     if config_file is not None:
         try:
             model = auto_class.from_config(
@@ -271,6 +275,31 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
             "which the head finds the end of a text: set tokenizer.pad_token and save it"
         )
     return pad
+
+
+def require_equal_ends(config: PreTrainedConfig, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse rows that the head of an encoder-decoder cannot read.
+
+    It reads the last end token, and cannot read rows together that hold different numbers of it.
+
+    Args:
+        config: of the classifier; all but encoder-decoders read any row.
+        rows: token ids.
+
+    Raises:
+        ConfigError: a row holds no end token, or not as many as the others.
+    """
+    end: Any = config.eos_token_id
+    if not config.is_encoder_decoder:
+        return
+    counts = {list(row).count(end) for row in rows}
+    if len(counts) > 1 or 0 in counts:
+        found = ", ".join(map(str, sorted(counts)))
+        raise ConfigError(
+            f"a classifier of the family {config.model_type} reads the end token (id {end}) of "
+            f"each text, of which these texts hold {found}: use an encoder, a causal model, or a "
+            "tokenizer that ends each text with one"
+        )
 
 
 def _module_names(parameters: Iterable[str]) -> list[str]:

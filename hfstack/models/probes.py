@@ -72,7 +72,7 @@ def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> 
 def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0) -> Tensor:
     """Return random token ids (rows, tokens), none of them special."""
     config: Any = model.config.get_text_config()
-    vocabulary = embedding_rows(model)
+    vocabulary = min(embedding_rows(model), config.vocab_size)
     special: set[int | None] = set()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         found = getattr(config, name, None)

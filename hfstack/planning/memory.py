@@ -41,6 +41,7 @@ from transformers.pytorch_utils import Conv1D
 from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.output_head import OutputHead
+from hfstack.models.sequence_head import register_classifier
 
 StepTask = Literal[
     "causal_lm",
@@ -112,6 +113,8 @@ def build_step_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrained
         # Labels are shifted by these, which a shipped config has from the tokenizer only.
         config.pad_token_id = config.decoder_start_token_id = 0
 
+    if step.task == "sequence_classification":
+        register_classifier(config)
     model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
     if step.fused_loss and step.task == "causal_lm":
         use_fused_loss(model, head=_plain_head(model))

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
 from hfstack.models.context import context_length
+from hfstack.models.sequence_head import register_classifier
 from hfstack.publishing.files import TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
@@ -92,6 +93,11 @@ def load_published(folder: Path, kind: PublishedKind, *, dtype: str = "float32")
     """
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     loader = getattr(transformers, kind.auto_class)
+    if kind.auto_class == AutoModelForSequenceClassification.__name__:
+        where = kind.base if kind.adapter else folder
+        register_classifier(
+            _loaded(where, lambda: AutoConfig.from_pretrained(where, trust_remote_code=False))
+        )
     if not kind.adapter:
         return _loaded(
             folder, lambda: loader.from_pretrained(folder, **how, trust_remote_code=False).eval()

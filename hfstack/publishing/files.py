@@ -14,6 +14,7 @@ from hfstack.disk import is_inside, target_of
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
 from hfstack.models.contents import CLASSIFIER_FILE, ModelKind, identify_model
+from hfstack.models.sequence_head import is_own_classifier
 from hfstack.runs.model_folder import read_object
 
 CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
@@ -66,6 +67,8 @@ class PublishedKind:
         temperature: of a classifier, what `predict` divides its logits by.
         names: of a classifier's labels, by id.
         recurrent: `hfstack.models.gru` has to be imported before it can be loaded.
+        own_head: a classifier of a family that transformers has none for, so that its transformer
+            is loaded by itself.
         own_sampling: what its generation_config.json chooses beside token ids: `generate` would add
             it to what a call asks for.
     """
@@ -81,6 +84,7 @@ class PublishedKind:
     temperature: float = 1.0
     names: tuple[str, ...] = ()
     recurrent: bool = False
+    own_head: bool = False
     own_sampling: tuple[str, ...] = ()
 
 
@@ -139,20 +143,37 @@ def _kind_of_adapter(folder: Path, *, rewards: bool) -> PublishedKind:
     known = _BY_KIND.get(found.kind, _OTHER_MODEL)
     name = "reward" if known.name == "classifier" and rewards else known.name
     labels = 1 if name == "reward" else _label_count(folder)
-    facts = _classifier_facts(folder)
-    return replace(known, name=name, adapter=True, base=found.base, labels=labels, **facts)
+    base = Path(found.base) / CONFIG  # not read where it is on the Hub
+    family = read_object(base).get("model_type", "") if base.is_file() else ""
+    return replace(
+        known,
+        name=name,
+        adapter=True,
+        base=found.base,
+        labels=labels,
+        own_head=_has_own_head(known, family),
+        **_classifier_facts(folder),
+    )
 
 
 def _kind_of_model(folder: Path) -> PublishedKind:
     """Return what a whole model is, by the architecture in its config.json."""
     config = read_object(folder / CONFIG)
     known = _BY_KIND.get(identify_model(str(folder)).kind, _OTHER_MODEL)
+    family = config.get("model_type", "")
     return replace(
         known,
-        recurrent=config.get("model_type") in _RECURRENT,
+        recurrent=family in _RECURRENT,
+        own_head=_has_own_head(known, family),
         own_sampling=_own_sampling(folder / GENERATION),
         **_classifier_facts(folder),
     )
+
+
+def _has_own_head(kind: PublishedKind, family: str) -> bool:
+    """Return whether a model classifies by a head that transformers does not have."""
+    classifies = kind.auto_class == _REWARDING.auto_class
+    return classifies and family != "" and is_own_classifier(family)
 
 
 def _own_sampling(file: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from hfstack.config import examples_to_show
 from hfstack.errors import ConfigError, ExamplesShown
 from hfstack.logs import get_logger
+from hfstack.models.dropout import turn_off_dropout
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
     accumulation_keeps_loss,
@@ -68,6 +69,7 @@ def checked(
     """
     refuse_unread_of(trainer)
     settle_router_loss(trainer)
+    _turn_off_all_dropout(trainer)
     _refuse_half_weights(trainer)
 
     train: Any = trainer.train_dataset
@@ -92,6 +94,17 @@ def checked(
     if shown := examples_to_show():
         raise ExamplesShown(first_rows(trainer, tokenizer, shown))
     return trainer
+
+
+def _turn_off_all_dropout(trainer: Trainer) -> None:
+    """Do what --disable_dropout asks for, whatever a family calls its dropout.
+
+    TRL sets the dropout modules alone. With what is left DPO's first loss is not ln 2.
+    """
+    if getattr(trainer.args, "disable_dropout", False):
+        for model in (trainer.model, getattr(trainer, "ref_model", None)):
+            if model is not None:
+                turn_off_dropout(model)
 
 
 def label_problems(rows: Any, classes: int) -> Problems:

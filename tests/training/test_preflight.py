@@ -163,6 +163,17 @@ def writer() -> BartForConditionalGeneration:
     return BartForConditionalGeneration(BartConfig(vocab_size=50, d_model=16, **sizes, **heads))
 
 
+def test_dropout_that_is_no_module_is_turned_off_where_it_is_asked_for(tmp_path):
+    for asked in (False, True):
+        model = writer()
+        trainer = build(tmp_path, rows(), model=model, compute_loss_func=None)
+        layer: Any = model.model.decoder.layers[0]
+        layer.activation_dropout = 0.3  # a number that is handed to a function while it trains
+        trainer.args.disable_dropout = asked
+        checked(trainer, WORDS)
+        assert layer.activation_dropout == (0.0 if asked else 0.3)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["tag", "write"])
 def test_parts_of_a_batch_add_up_to_it(tmp_path, kind: str, smoothing: float):

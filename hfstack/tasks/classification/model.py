@@ -31,6 +31,7 @@ from hfstack.models.heads import (
     load_with_config,
     padding_id,
     read_config,
+    require_equal_ends,
     set_attention_dropout,
 )
 from hfstack.models.loading import check_vocabulary, require_model_name
@@ -120,6 +121,7 @@ def load_classifier(
     check_vocabulary(model, tokenizer, name)
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
+    require_equal_ends(model.config, tokenizer(["a", "a text"])["input_ids"])
 
     # A decoder is classified by its last token that is no padding, which it finds by this id.
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)

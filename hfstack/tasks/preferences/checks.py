@@ -13,6 +13,7 @@ from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
+from hfstack.models.heads import require_equal_ends
 from hfstack.models.loading import find_architecture, require_model_name
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.preferences.rows import answer_text, tools_of
@@ -189,12 +190,16 @@ def reward_problems(
 
     Returns:
         What `checked` refuses to train on.
+
+    Raises:
+        ConfigError: the head of an encoder-decoder cannot read rows like these.
     """
     bos = cast(int | None, tokenizer.bos_token_id)
     problems: Problems = {}
 
     for name, split in encoded.items():
         chosen, rejected = split["chosen_ids"][:], split["rejected_ids"][:]
+        require_equal_ends(cast(Any, model).config, [*chosen, *rejected])
         problems[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
         problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
 

@@ -3,6 +3,8 @@ for the Hub.
 """
 
 import json
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,15 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    FalconMambaConfig,
+    LlamaForCausalLM,
+)
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.sequence_head import register_classifier
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import accelerator_watts, estimate_kwh
 from hfstack.publishing.card.facts import as_hfstack
@@ -346,6 +354,34 @@ def test_how_each_kind_is_loaded():
     assert "mask_token" in render_loading(
         PublishedKind("masked", auto_class="A"), "a/b", chat=False, base=""
     )
+
+
+def test_the_code_of_a_head_that_transformers_lacks_runs_without_hfstack(
+    tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "num_labels": 1}
+    config = FalconMambaConfig(vocab_size=len(tiny_tokenizer), **sizes)
+    register_classifier(config)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+
+    kind = detect_kind(tmp_path, {})
+    assert kind.own_head and kind.name == "reward"
+    text = render_loading(kind, str(tmp_path), chat=False, base="")
+    assert "hfstack" not in text and "transformers has no classifier of this family" in text
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: Path(repo) / name)
+    exec(text.split("```python\n")[1].split("```")[0], {})  # noqa: S102 - it is our own
+    printed = float(re.search(r"tensor\(\[(.*?)\]", capsys.readouterr().out)[1])
+    inputs = tiny_tokenizer("Some text", return_tensors="pt")
+    expected = model(inputs["input_ids"], inputs["attention_mask"]).logits.item()
+    assert printed == pytest.approx(expected, abs=1e-3)
+
+    # an adapter on such a base needs our head
+    adapter = replace(kind, adapter=True, labels=1)
+    text = render_loading(adapter, "a/b", chat=False, base="runs/base")
+    assert 'register_classifier(AutoConfig.from_pretrained("runs/base"))' in text
+    assert text.index("register_classifier(") < text.index("AutoPeftModelForSequenceClass")
 
 
 def test_commands_are_as_people_type_them():

@@ -7,11 +7,16 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    T5Config,
+)
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.heads import lora_beside_head
+from hfstack.models.heads import load_with_config, lora_beside_head
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from tests.tiny_encoder import save_tiny_bert
 
@@ -69,8 +74,16 @@ def test_an_architecture_is_drawn_anew(tiny_tokenizer):
     model, new_modules = load("recipes/architectures/llama-1m.json", tiny_tokenizer)
     assert model.config.num_labels == 1 and "score" in new_modules and len(new_modules) > 10
     assert model.config.pad_token_id == tiny_tokenizer.pad_token_id
-    with pytest.raises(ConfigError, match=r"gru-1m.json cannot give rewards"):
-        load("recipes/architectures/gru-1m.json", tiny_tokenizer)
+    recurrent, _ = load("recipes/architectures/gru-1m.json", tiny_tokenizer)
+    assert len(set(score_sequences(recurrent, SEQUENCES, pad_token_id=0))) == 4
+    with pytest.raises(ConfigError, match=r"t5-5m.json cannot classify"):
+        load_with_config(
+            AutoModelForCausalLM,
+            ModelConfig("recipes/architectures/t5-5m.json"),
+            T5Config(),
+            Path("recipes/architectures/t5-5m.json"),
+            purpose="classify",
+        )
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])

@@ -257,7 +257,8 @@ def build_collector(
         stops: the tokens that end a completion.
 
     Raises:
-        ConfigError: sharding that is not FSDP2, or an adapter that would be saved in shards.
+        ConfigError: sharding that is not FSDP2, an adapter that would be saved in shards, or a
+            model that nothing generates with as it is asked.
         MissingExtraError: vLLM is asked for and not installed.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
@@ -292,6 +293,11 @@ def build_collector(
         engine = build_engine(args, settings, tokenizer, accelerator, max_over_processes=largest)
         if plugin is None:
             engine = fit_engine(engine, actor_critic)
+        if args.rollouts_ahead and not isinstance(engine, NativeEngine):
+            raise ConfigError(
+                "--rollouts_ahead 1 needs the native engine, which cannot generate with "
+                f"{type(actor_critic.base).__name__}: leave it out"
+            )
 
     return Collector(
         args,

@@ -32,6 +32,7 @@ from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 logger = get_logger(__name__)
 
 _LENGTHS = (3, 7, 3)  # of the probe's prompts; the first one is there twice
+_WAYS = ((True, True), (True, False), (False, True), (False, False))  # with a cache, padded
 _NEW_TOKENS = 4
 
 # In nats. In fp32 rounding is below 1e-5; in 16 bits each length rounds differently.
@@ -62,17 +63,27 @@ def fit_engine(engine: RolloutEngine, actor_critic: ActorCritic) -> RolloutEngin
 
     if not isinstance(engine, GenerateEngine):
         return engine
-    if generate_problem(actor_critic, _LENGTHS) is None:
-        return engine
+    problem = None
+    for use_cache, pads in _WAYS:
+        found = GenerateEngine(engine.settings, pads=pads, use_cache=use_cache)
+        wrong = generate_problem(found, actor_critic)
+        if wrong is None:
+            _say_how(found, name)
+            return found
+        problem = problem or wrong
 
-    problem = generate_problem(actor_critic, _LENGTHS[:1] * 2)
-    if problem is not None:
-        raise ConfigError(
-            f"{name} does not generate as it scores ({problem}), so PPO cannot train it: use "
-            "another model"
-        )
-    logger.warning("padding changes what %s reads: prompts of one length go together", name)
-    return GenerateEngine(engine.settings, pads=False)
+    raise ConfigError(
+        f"{name} does not generate as it scores ({problem}), so it cannot be trained by "
+        "reinforcement learning: use another model"
+    )
+
+
+def _say_how(engine: GenerateEngine, name: str) -> None:
+    """Log what makes generation slower than it could be."""
+    if not engine.use_cache:
+        logger.warning("with its cache %s computes other logits: it generates without one", name)
+    if not engine.pads:
+        logger.warning("padding changes what %s reads: prompts of one length go together", name)
 
 
 def native_problem(settings: SamplingSettings, actor_critic: ActorCritic) -> str | None:
@@ -106,10 +117,11 @@ def native_problem(settings: SamplingSettings, actor_critic: ActorCritic) -> str
     return _difference(found, scored["log_probs"].flatten(), actor_critic)
 
 
-def generate_problem(actor_critic: ActorCritic, lengths: Sequence[int]) -> str | None:
+def generate_problem(engine: GenerateEngine, actor_critic: ActorCritic) -> str | None:
     """Return why `generate` computes other logits than a full pass, or None."""
-    prompts = _prompts(actor_critic, lengths)
-    tokens, mask = pad_left(prompts, 0)
+    pad = engine.settings.pad_token_id
+    prompts = _prompts(actor_critic, _LENGTHS if engine.pads else _LENGTHS[:1] * 2)
+    tokens, mask = pad_left(prompts, pad)
     model: Any = actor_critic.policy
     try:
         with evaluation_mode(actor_critic), torch.no_grad(), set_aside_settings(model):
@@ -119,7 +131,8 @@ def generate_problem(actor_critic: ActorCritic, lengths: Sequence[int]) -> str |
                 do_sample=False,
                 max_new_tokens=_NEW_TOKENS,
                 min_new_tokens=_NEW_TOKENS,
-                pad_token_id=0,
+                pad_token_id=pad,
+                use_cache=engine.use_cache,
                 output_logits=True,
                 return_dict_in_generate=True,
             )

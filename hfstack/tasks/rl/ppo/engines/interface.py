@@ -97,16 +97,21 @@ class GenerateEngine:
 
     exact_log_probs = False
 
-    def __init__(self, settings: SamplingSettings, *, pads: bool = True) -> None:
+    def __init__(
+        self, settings: SamplingSettings, *, pads: bool = True, use_cache: bool = True
+    ) -> None:
         """Prepare to generate.
 
         Args:
             settings: how to sample.
             pads: prompts of different lengths may be generated together, padded on the left; off,
                 only prompts of one length are.
+            use_cache: carry the model's state from token to token; off, the whole text is read
+                again for each.
         """
         self.settings = settings
         self.pads = pads
+        self.use_cache = use_cache
 
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
         """Generate one completion for each prompt.
@@ -135,6 +140,7 @@ class GenerateEngine:
                     input_ids=tokens.to(actor_critic.device),
                     attention_mask=mask.to(actor_critic.device),
                     generation_config=config,
+                    use_cache=self.use_cache,
                 )  # (b, P + T)
 
             # What is behind the first stop token is padding.

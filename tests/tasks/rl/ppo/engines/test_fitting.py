@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BartConfig, FalconMambaConfig
 
+from hfstack.errors import ConfigError
 from hfstack.models.dropout import turn_off_dropout
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.engines.fitting import fit_engine
 from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, SamplingSettings
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
-from tests.tiny_ppo import architecture
+from tests.tiny_ppo import architecture, trainer
 
 SETTINGS = SamplingSettings(max_new_tokens=5, stop_token_ids=(2,), pad_token_id=0)
 BART = BartConfig(
@@ -63,3 +64,13 @@ def test_others_generate_by_themselves(config: Any, pads: bool) -> None:
     for prompt, completion in zip(prompts, rollout.completion_ids, strict=True):
         logits = actor_critic.base(input_ids=torch.tensor([prompt])).logits[0, -1]
         assert int(completion[0]) == int(logits.argmax())
+
+
+def test_what_needs_the_native_engine_is_refused_without_it(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "time_step_rank": 4}
+    mamba = FalconMambaConfig(vocab_size=len(tiny_tokenizer), **sizes)
+    model = AutoModelForCausalLM.from_config(mamba)
+    with pytest.raises(ConfigError, match="--rollouts_ahead 1 needs the native engine, which"):
+        trainer(tmp_path, tiny_tokenizer, model, rollouts_ahead=1)

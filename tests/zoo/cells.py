@@ -1,0 +1,214 @@
+"""Run one recipe on one family, and judge the result: it works, or one line says why not."""
+
+import importlib.util
+import inspect
+import json
+import math
+import shutil
+import sys
+import traceback
+import typing
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hfstack.config import parse
+from hfstack.errors import HfstackError
+from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER, at_most
+from tests.zoo.plain_loss import FirstStep, first_step, plain_loss
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SECONDS = 120  # of the slowest cell
+
+_EXACT = 1e-6  # PPO's first ratio is 1 and its first KL 0
+_LOSS = 1e-5  # a share of the loss of plain transformers
+_UNTRAINED_DPO = 0.6931472  # ln 2: policy and reference are the same
+_SHARED = {
+    "save_strategy": "no",
+    "report_to": "none",
+    "bf16": "false",
+    "seed": "1",
+    "logging_steps": "1",
+    "per_device_train_batch_size": "2",
+}
+_TUNED = _SHARED | {
+    "eval_fraction": "0.2",
+    "max_length": "48",
+    "max_steps": "1",
+    "gradient_accumulation_steps": "1",
+    "activation_checkpointing": "false",
+}
+_SFT = _TUNED | {"as_chat": "false", "packing": "false", "answer_tokens": "8"}
+_PPO = _SHARED | {
+    "as_chat": "false",
+    "eval_fraction": "0",
+    "total_episodes": "4",
+    "per_device_train_batch_size": "4",
+    "gradient_accumulation_steps": "1",
+    "num_mini_batches": "1",
+    "num_ppo_epochs": "1",
+    "max_completion_length": "6",
+    "learning_rate": "1e-4",
+}
+
+_ENCODED = _SHARED | {"eval_fraction": "0.2", "max_length": "32", "max_steps": "1"}
+
+# of each kind of model, the name of a column: recipe, rows, settings
+Columns = dict[str, tuple[str, str, dict[str, str]]]
+_CAUSAL: Columns = {
+    "pretrain": (
+        "pretrain_clm",
+        "lm",
+        _SHARED
+        | {"eval_fraction": "0.2", "block_size": "48", "isolate_documents": "true"}
+        | {"max_steps": "1", "sample_tokens": "6"},
+    ),
+    "sft": ("sft", "sft", _SFT),
+    "sft packed": ("sft", "sft", _SFT | {"packing": "true"}),
+    "sft lora": ("sft", "sft", _SFT | {"use_peft": "true", "lora_target_modules": "all-linear"}),
+    "dpo": ("dpo", "pairs", _TUNED | {"sample_tokens": "6"}),
+    "ppo": ("ppo", "prompts", _PPO | {"critic": "separate"}),
+    "ppo shared": ("ppo", "prompts", _PPO | {"critic": "shared"}),
+    "reward": ("reward", "pairs", _TUNED),
+    "classify": ("classify", "labels", _ENCODED),
+}
+_ENCODER: Columns = {
+    "pretrain_mlm": (
+        "pretrain_mlm",
+        "lm",
+        _SHARED | {"eval_fraction": "0.2", "block_size": "48", "max_steps": "1"},
+    ),
+    "classify": ("classify", "labels", _ENCODED),
+    "tag": ("tag", "tags", _ENCODED),
+    "answer": ("answer", "spans", _ENCODED),
+    "reward": ("reward", "pairs", _TUNED),
+}
+_ENCODER_DECODER: Columns = {
+    "seq2seq": (
+        "seq2seq",
+        "translations",
+        _SHARED | {"eval_fraction": "0.2", "max_steps": "1"},
+    ),
+}
+CELLS: dict[str, Columns] = {
+    CAUSAL: _CAUSAL,
+    ENCODER: _ENCODER,
+    ENCODER_DECODER: _ENCODER_DECODER,
+}
+
+
+@dataclass
+class Cell:
+    """The result of one recipe on one family."""
+
+    kind: str
+    family: str
+    name: str
+    state: str  # works, refused, traceback or differs
+    reason: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the cell as one line."""
+        return json.dumps(asdict(self))
+
+
+def run_cell(kind: str, family: str, name: str, model: Path, rows: dict[str, Path]) -> Cell:
+    """Run a recipe on a family's model, and return the result; what it writes is deleted."""
+    recipe, file, settings = CELLS[kind][name]
+    output = rows[file].parent / f"{kind}-{family}-{recipe}"
+    settings = settings | {
+        "model_name_or_path": str(model),
+        "datasets": str(rows[file]),
+        "output_dir": str(output),
+    }
+    said = StringIO()
+    try:
+        with at_most(SECONDS), redirect_stdout(said), redirect_stderr(said), first_step() as step:
+            _call(recipe, settings)
+            figures = _figures(output) | _loss_difference(recipe, model, step)
+        return Cell(kind, family, name, *_judge(recipe, figures), figures)
+    except HfstackError as error:
+        return Cell(kind, family, name, "refused", " ".join(str(error).split()))
+    except Exception as error:  # what a user must never see
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        reason = f"{type(error).__name__} at {place}: {' '.join(str(error).split())[:160]}"
+        return Cell(kind, family, name, "traceback", reason)
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def _call(recipe: str, settings: dict[str, str]) -> Any:
+    """Call a recipe in this process, as its command would."""
+    module = _load(recipe)
+    if recipe == "ppo":
+        module.__dict__["REWARDS"] = [count_letters]
+    flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
+    hints = typing.get_type_hints(module.main)
+    kinds = (hints[name] for name in inspect.signature(module.main).parameters)
+
+    before = sys.argv
+    sys.argv = [str(RECIPES / f"{recipe}.py"), *flags]
+    try:
+        return module.main(*parse(*kinds, argv=flags))
+    finally:
+        sys.argv = before
+
+
+def count_letters(completions: list[str], **columns: Any) -> list[float]:
+    """Reward answers by their letters, which a newly initialised model varies in."""
+    return [sum(letter.isalpha() for letter in text) / 10 for text in completions]
+
+
+_loaded: dict[str, ModuleType] = {}
+
+
+def _load(recipe: str) -> ModuleType:
+    """Return the module of a recipe, loaded once."""
+    if recipe not in _loaded:
+        spec = importlib.util.spec_from_file_location(f"zoo_{recipe}", RECIPES / f"{recipe}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        _loaded[recipe] = module
+    return _loaded[recipe]
+
+
+def _figures(output: Path) -> dict[str, float]:
+    """Return the numbers of the first step, and how far the saved model is from it."""
+    first = json.loads((output / "trainer_state.json").read_text())["log_history"][0]
+    wanted = ("loss", "kl", "policy/ratio", "sampler/gap")
+    figures = {key: float(first[key]) for key in wanted if key in first}
+    saved = json.loads((output / "run.json").read_text()).get("save_check") or {}
+    if "largest_difference" in saved:
+        figures["saved"] = saved["largest_difference"]
+    return figures
+
+
+def _loss_difference(recipe: str, model: Path, step: FirstStep) -> dict[str, float]:
+    """Return how far the first loss is from that of plain transformers, as a share of it."""
+    if recipe not in ("pretrain_clm", "sft") or step.loss is None or step.adds_router_loss:
+        return {}
+    expected = plain_loss(model, step.batch)
+    return {"plain": abs(step.loss - expected) / expected}
+
+
+def _judge(recipe: str, figures: dict[str, float]) -> tuple[str, str]:
+    """Hold the numbers of a run against what must be true of it; return state and reason."""
+    problems = []
+    if not abs(figures.get("plain", 0.0)) <= _LOSS:
+        problems.append(f"the loss differs by {figures['plain']:.2g} from plain transformers'")
+    if not abs(figures.get("policy/ratio", 1.0) - 1) <= _EXACT:
+        problems.append(f"the first ratio is {figures['policy/ratio']:.8g}")
+    if not abs(figures.get("kl", 0.0)) <= _EXACT:
+        problems.append(f"the first KL is {figures['kl']:.3g}")
+    if recipe == "dpo" and not abs(figures["loss"] - _UNTRAINED_DPO) <= _LOSS:
+        problems.append(f"the first loss is {figures['loss']:.7g}, not ln 2")
+    if not math.isfinite(figures.get("loss", 0.0)):
+        problems.append("the loss is no number")
+    return ("differs", "; ".join(problems)) if problems else ("works", "")

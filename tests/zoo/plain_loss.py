@@ -1,0 +1,83 @@
+"""Hold a recipe's first loss against plain transformers, document by document.
+
+The first batch that a Trainer trains on is kept. Each document in it, found by the positions of a
+packed row or by the attention mask of a padded one, is then read alone, without padding, by the
+model as transformers loads it. So the loss that a recipe trains on is compared with one that knows
+of no packing, no padding and no fused head.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, Trainer
+
+from hfstack.models.dropout import turn_off_dropout
+
+IGNORED = -100
+
+
+@dataclass
+class FirstStep:
+    """The first batch of a training, and its loss with dropout off."""
+
+    batch: dict[str, Tensor] = field(default_factory=dict)
+    loss: float | None = None
+    adds_router_loss: bool = False
+
+
+@contextmanager
+def first_step() -> Iterator[FirstStep]:
+    """Keep the first step of every Trainer that trains in the block."""
+    seen = FirstStep()
+    stock = Trainer.training_step
+
+    def training_step(self: Trainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if seen.loss is not None:
+            return stock(self, model, inputs, *args, **kwargs)
+        turn_off_dropout(model)
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        seen.batch = {name: value.clone() for name, value in tensors.items()}
+        seen.adds_router_loss = bool(getattr(self, "aux_loss_enabled", False))
+        loss = stock(self, model, inputs, *args, **kwargs)
+        seen.loss = float(loss)
+        return loss
+
+    Trainer.training_step = training_step
+    try:
+        yield seen
+    finally:
+        Trainer.training_step = stock
+
+
+def plain_loss(folder: Path, batch: dict[str, Tensor]) -> float:
+    """Return the mean loss of a batch's documents, each read alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    total, count = 0.0, 0
+    for ids, labels in documents(batch):
+        targets = labels[1:]
+        if not (targets != IGNORED).any():
+            continue
+        with torch.no_grad():
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double()  # (T, V)
+        total += float(cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+        count += int((targets != IGNORED).sum())
+    return total / count
+
+
+def documents(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield token ids and labels of each document of a batch, without padding."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    for row in range(len(ids)):
+        if "position_ids" in batch:
+            starts = (batch["position_ids"][row] == 0).nonzero()[:, 0].tolist()
+            for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
+                yield ids[row, start:end], labels[row, start:end]
+        else:
+            mask = batch.get("attention_mask", torch.ones_like(ids))[row].bool()
+            yield ids[row][mask], labels[row][mask]
