@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfstack.models.evaluation_mode import evaluation_mode
-from hfstack.models.probes import random_ids, read_logits, relative_difference, tolerance
+from hfstack.models.probes import logits_of, random_ids, relative_difference, tolerance
 
 _ROWS, _TOKENS = 2, 6
 
@@ -76,7 +76,7 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
         body = cast(Callable[..., Any], body_of(model))
         hidden = body(input_ids=ids, use_cache=False)[0]  # (B, T, d)
         with _watched(embedding, 1.0) as seen:
-            expected = read_logits(model, input_ids=ids)  # (B, T, V)
+            expected = logits_of(model, input_ids=ids)  # (B, T, V)
         if not seen or seen[0][1].shape[:-1] != expected.shape[:-1]:
             return None
 
@@ -98,14 +98,14 @@ def _scale_and_cap(
     The output is made tiny, where only a scale shows, and huge, where a soft cap is reached.
     """
     with _watched(embedding, _SMALL) as seen:
-        tiny = read_logits(model, input_ids=ids)
+        tiny = logits_of(model, input_ids=ids)
     given = seen[0][1].float()
     scale = float((given * tiny).sum() / (given * given).sum())
     if abs(scale - 1) < _EXACT:
         scale = 1.0
 
     with _watched(embedding, _LARGE) as seen:
-        huge = read_logits(model, input_ids=ids)
+        huge = logits_of(model, input_ids=ids)
     largest = float(huge.abs().max())
     grown = float((seen[0][1].float() * scale).abs().max())
     return scale, None if largest > grown / 2 else largest
