@@ -49,7 +49,7 @@ def test_a_language_model_without_a_classifier_gives_rewards(
     rewards = score_sequences(model, rows, pad_token_id=0, batch_size=2)
     with torch.no_grad():
         hidden = [causal.base_model(torch.tensor([row]))[0][0, -1] for row in rows]  # (d,) each
-    expected = [float(model.score(state)) for state in hidden]
+        expected = [model.score(state).item() for state in hidden]
     assert rewards == pytest.approx(expected, abs=1e-5) and rewards[0] != rewards[1]
 
     # saved, it is read by our loader, and by plain transformers with one product

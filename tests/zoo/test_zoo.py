@@ -20,7 +20,7 @@ EXPECTED = {
     "cohere": ("positions", "fused", "native"),
     "gpt_oss": ("mask", "fused", "native"),
     "mixtral": ("positions", "fused", "native"),
-    "bart": ("refused", "fused", "generate, one length at a time"),
+    "bart": ("refused", "the model's own", "generate, one length at a time"),
     "mamba": ("refused", "fused", "generate"),
     "modernbert-decoder": ("positions", "fused", "native"),
     "bert": ("mask", "fused", "native"),
