@@ -68,11 +68,18 @@ _ALIASES = {
 }
 
 
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """Return the closest known name in a list, whatever the case of its letters."""
+    by_case = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=cutoff)
+    return [by_case[found] for found in close]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a wrong name, quoted, and the known name that it most likely means."""
     names = list(known)
     dashes = "--" if name.startswith("--") else ""
     meant = _ALIASES.get(name.removeprefix("--").replace("-", "_"), ())
     aliases = [f"{dashes}{alias}" for alias in meant if f"{dashes}{alias}" in names]
-    close = aliases or difflib.get_close_matches(name, names, n=1)
+    close = aliases or closest(name, names)
     return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"

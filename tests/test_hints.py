@@ -3,7 +3,7 @@
 import pytest
 
 from hfstack import hints
-from hfstack.hints import suggest
+from hfstack.hints import closest, suggest
 from hfstack.shipped import REFERENCE
 
 SFT = ["--learning_rate", "--lr_scheduler_type", "--per_device_train_batch_size", "--max_length"]
@@ -33,3 +33,8 @@ def test_every_alias_means_an_option_of_some_recipe_and_is_none() -> None:
     for alias, options in hints._ALIASES.items():
         for option in options:
             assert f"  --{option} " in pages or option == "processes", (alias, option)
+
+
+def test_case_makes_no_difference() -> None:
+    assert closest("label", ["TEXT", "LABEL"]) == ["LABEL"]
+    assert closest("label", ["TEXT"]) == []

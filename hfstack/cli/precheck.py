@@ -1,7 +1,7 @@
 """Find a mistake of a launch before its recipe is started, which takes seconds.
 
-What passes here is judged again, and in full, by the recipe. What its options are is known from the
-time when it was started last; before the first time it alone says so.
+What passes here is judged again, and in full, by the recipe. What its options are is read from the
+source of its classes of settings; where that cannot be read, the recipe alone says so.
 """
 
 import shlex
@@ -17,7 +17,7 @@ from hfstack.data.reading.folders import expand_files
 from hfstack.data_settings import values_of_flags
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.hints import suggest
-from hfstack.option_cache import Options, recall_options
+from hfstack.option_reading import Options, read_recipe_options
 from hfstack.redaction import redact
 from hfstack.reporting.runs import find_runs
 from hfstack.runs.inputs import describe_inputs, find_changes
@@ -25,7 +25,6 @@ from hfstack.runs.model_folder import refuse_missing_folder
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
 from hfstack.yaml_options import read_options
 
-_OPTIONS_OF_ALL = ("config", "allow_changed", "show")
 _NUMBERS_BY_NAME = {"int": int, "float": float}
 
 
@@ -37,7 +36,7 @@ def check_options(flags: list[str], recipe: Path) -> None:
             runs or of a model is not there.
     """
     values = values_of_flags(flags)
-    options = recall_options(recipe)
+    options = read_recipe_options(recipe)
     if options is not None:
         for name, given in values.items():
             _check_option(name, given, options)
@@ -55,8 +54,13 @@ def check_options(flags: list[str], recipe: Path) -> None:
     for place in values.get("runs") or _read_list(root, "runs"):
         find_runs(Path(place))
     for place in values.get("model_name_or_path", []):
-        if not place.endswith(".json"):
-            refuse_missing_folder(place)
+        if place.endswith(".json"):
+            continue
+        refuse_missing_folder(place)
+        if Path(place).is_file():
+            raise CheckpointError(
+                f"--model_name_or_path {place} is a file: name its folder, {Path(place).parent}"
+            )
 
 
 def say_finished(launch: Launch, recipe: Path) -> str | None:
@@ -104,7 +108,7 @@ def _read_list(root: yaml.MappingNode | None, name: str) -> list[str]:
 
 def _check_option(name: str, given: list[str], options: Options) -> None:
     """Raise ConfigError for an option that does not exist, or a number that is none."""
-    if name.removeprefix("no_") in options.switches or name in _OPTIONS_OF_ALL:
+    if name.startswith("no_") and name[3:] in options.switches:
         return
     if name not in options.kinds:
         known = [f"--{option}" for option in options.kinds]

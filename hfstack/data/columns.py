@@ -1,12 +1,12 @@
 """Refuse rows without the columns that a recipe reads; find the texts of a row."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from hfstack.errors import DataError
+from hfstack.hints import closest
 
 
 def require_columns(
@@ -27,7 +27,7 @@ def require_columns(
 
     hints = []
     for column in sorted(nearest - set(found)):
-        close = difflib.get_close_matches(column, unused, n=1, cutoff=0.5)
+        close = closest(column, unused, cutoff=0.5)
         can_be_mapped = column == "text" or len(nearest) == 1
 
         if can_be_mapped and close:

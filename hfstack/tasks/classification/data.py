@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.places import refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
+from hfstack.hints import closest
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.glue import GLUE_ID, GlueTask, glue_task
@@ -262,9 +263,11 @@ def _refuse_missing_columns(
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             several = several_zero_one(rows)
             way = f" (several columns of 0 and 1: {' '.join(several)})" if several else ""
+            close = closest(absent[0], rows.column_names)
+            meant = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
-                f"{usual}set --text_column, --text_pair_column or --label_column{way}"
+                f"{usual}{meant}set --text_column, --text_pair_column or --label_column{way}"
             )
 
 

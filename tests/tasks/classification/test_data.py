@@ -105,7 +105,8 @@ def test_mistakes(tmp_path: Path):
         tmp_path / "rows.jsonl", [{"text": f"a {i}", "label": "xy"[i % 2]} for i in range(6)]
     )
     with pytest.raises(
-        DataError, match=r"train: no column 'labels', found text, label; set --text_column"
+        DataError,
+        match=r"no column 'labels', found text, label; did you mean 'label'\? set ",
     ):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(label_column="labels"))
     with pytest.raises(
