@@ -26,9 +26,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-import torch
-import transformers
 import yaml
 from transformers import HfArgumentParser
 
@@ -44,10 +41,15 @@ from hfstack.field_help import document_fields
 from hfstack.hints import suggest
 from hfstack.logs import get_logger, is_reader_gone, redact_tracebacks, setup_logging, shorten
 from hfstack.machine_failures import describe_failure
-from hfstack.option_cache import remember_options
+from hfstack.packages import refuse_missing_packages
+from hfstack.places import expand_places
 from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
-from hfstack.upstream_defaults import refuse_remote_code, turn_telemetry_off
+from hfstack.upstream_defaults import (
+    hide_progress_bars,
+    refuse_remote_code,
+    turn_telemetry_off,
+)
 from hfstack.yaml_options import read_options
 
 EXIT_USER_MISTAKE = 1
@@ -96,14 +98,12 @@ def command_line(main: Callable[..., Any]) -> None:
     turn_telemetry_off()
     # In a log file a progress bar is thousands of lines.
     if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+        hide_progress_bars()
 
     name = Path(sys.argv[0]).name
     try:
         hints = typing.get_type_hints(main)
         classes = [hints[parameter] for parameter in inspect.signature(main).parameters]
-        remember_options(Path(inspect.getfile(main)), classes, lambda: build_parser(*classes)[0])
         main(*parse(*classes))
     except ExamplesShown as shown:
         print(shown)  # noqa: T201
@@ -176,6 +176,8 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
             "login`"
         )
     refuse_remote_code(values)
+    refuse_missing_packages(values)
+    expand_places(values)
 
     places = {name: entry.place for name, entry in entries.items() if name not in flagged}
     refuse_out_of_range(values, places)
@@ -225,8 +227,18 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
     }
 
 
+def has_accelerator() -> bool:
+    """Return whether torch finds an accelerator here."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def bf16_hardware() -> str | None:
     """Name the device whose bfloat16 arithmetic is native, or None when there is none."""
+    # Late: a recipe that trains nothing has no such setting, and imports no torch.
+    import torch
+
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.cuda.get_device_name() if native else None
@@ -458,7 +470,7 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
     """Choose `use_cpu` and `bf16` by the hardware unless they were given, and log it."""
     chosen: list[str] = []
     is_undecided = values.get("use_cpu") is False and "use_cpu" not in given
-    if is_undecided and not torch.accelerator.is_available():
+    if is_undecided and not has_accelerator():
         values["use_cpu"] = True
         chosen.append("use_cpu true (no accelerator found)")
 

@@ -4,10 +4,12 @@ No code that comes with a model is run, and no usage report of a run is sent.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import constants
+from transformers.utils import logging
 
 from hfstack.errors import ConfigError
 
@@ -26,6 +28,15 @@ def turn_telemetry_off() -> None:
     # Read when the library is imported, which may be over; processes of this one read the variable.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+def hide_progress_bars() -> None:
+    """Let upstream draw no bars, whether its libraries are imported by now or later."""
+    logging.disable_progress_bar()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    datasets = sys.modules.get("datasets")
+    if datasets is not None:
+        datasets.disable_progress_bars()
 
 
 def refuse_remote_code(values: Mapping[str, Any]) -> None:

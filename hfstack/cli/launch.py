@@ -19,6 +19,7 @@ from typing import Literal
 
 from hfstack.errors import ConfigError
 from hfstack.machine import count_cores
+from hfstack.places import expand_place
 
 # torchrun kills a worker that has not ended this long after a stop; its own default is 30.
 _SAVE_TIMEOUT_S = 600
@@ -115,7 +116,7 @@ def plan(
         environment={"HFSTACK_PROCESSES": str(processes)},
         launcher="python",
         processes=processes,
-        output_dir=Path(output_dir) if output_dir else None,
+        output_dir=Path(expand_place(output_dir)) if output_dir else None,
         retries=options.retries,
     )
     if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
