@@ -3,6 +3,7 @@
 Standard library only, because the command line reads it before anything heavy is imported.
 """
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -18,6 +19,13 @@ REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
 CONSTRAINTS = ROOT / "constraints.txt"
 CONSTRAINTS_OLDEST = ROOT / "constraints_oldest.txt"
 PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
+
+_SIZE_SUFFIX = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
+
+
+def without_size(name: str) -> str:
+    """Return the family that a config.json is named after: `llama` for `llama-1m`."""
+    return _SIZE_SUFFIX.sub("", name)
 
 
 def find_shipped(name: str, folder: Path) -> Path | None:

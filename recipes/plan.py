@@ -15,7 +15,7 @@ from typing import Any
 
 from hfstack.config import command_line
 from hfstack.errors import ConfigError
-from hfstack.models.architectures import count_costs, without_size
+from hfstack.models.architectures import count_costs
 from hfstack.models.loading import find_architecture
 from hfstack.planning.measure import measure_step
 from hfstack.planning.plan import (
@@ -37,6 +37,7 @@ from hfstack.recipe_settings import read_recipe_settings
 from hfstack.runs.run import Run, RunArgs
 from hfstack.scaling.budget import BudgetArgs, budget_flops, plan_budget
 from hfstack.scaling.ladder import Costs, Machine
+from hfstack.shipped import without_size
 
 
 def main(

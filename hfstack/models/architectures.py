@@ -1,7 +1,6 @@
 """Read architectures as plain dictionaries, count their costs and build models."""
 
 import json
-import re
 from typing import Any
 
 from transformers import (
@@ -16,8 +15,8 @@ import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import ConfigError
 from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.models.loading import architecture_config, find_architecture
+from hfstack.shipped import without_size
 
-_SIZE_SUFFIX = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -49,11 +48,6 @@ def read_templates(
         values = json.loads(path.read_text(encoding="utf-8"))
         found[family] = values | {key: getattr(config, key) for key in _FROM_TOKENIZER}
     return found
-
-
-def without_size(name: str) -> str:
-    """Return the family that a config.json is named after: `llama` for `llama-1m`."""
-    return _SIZE_SUFFIX.sub("", name)
 
 
 def to_config(values: dict[str, Any]) -> PreTrainedConfig:

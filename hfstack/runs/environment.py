@@ -2,19 +2,26 @@
 
 import os
 import platform
+import random
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy
 import psutil
-import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.machine import count_cores, processor_name
+
+if TYPE_CHECKING:  # so that a recipe without a model imports no torch
+    import torch
+    from transformers import TrainingArguments
 
 logger = get_logger(__name__)
 
@@ -69,13 +76,45 @@ def warn_outside_their_range() -> None:
         )
 
 
-def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
+def training_settings(settings: Sequence[Any]) -> "TrainingArguments | None":
+    """Return the settings of a Trainer among those of a recipe."""
+    # Who made them has imported their module; nobody else needs it.
+    module = sys.modules.get("transformers.training_args")
+    if module is None:
+        return None
+    return next((one for one in settings if isinstance(one, module.TrainingArguments)), None)
+
+
+def seed_generators(seed: int, *, deterministic: bool) -> None:
+    """Seed every random generator that this process has.
+
+    Args:
+        deterministic: also choose only kernels that give the same bits each time.
+    """
+    if "torch" not in sys.modules:
+        random.seed(seed)
+        numpy.random.seed(seed)
+        return
+
+    from transformers import enable_full_determinism, set_seed
+
+    (enable_full_determinism if deterministic else set_seed)(seed)
+
+
+def describe_hardware(device: "torch.device | None" = None) -> dict[str, Any]:
     """Return processor, cores, memory in GiB, accelerators, and the device in use.
 
     Args:
         device: where a Trainer computes; the CPU for a recipe without one.
     """
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # A recipe that has not imported torch uses neither accelerators nor its threads.
+    torch = sys.modules.get("torch")
+    accelerators, threads = [], count_cores()
+    if torch is not None:
+        count = torch.cuda.device_count()
+        accelerators = [torch.cuda.get_device_name(index) for index in range(count)]
+        threads = torch.get_num_threads()
+
     return {
         "cpu": processor_name(),
         "cores": count_cores(),
@@ -83,7 +122,7 @@ def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
         "device": device.type if device is not None else "cpu",
         "accelerators": accelerators,
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 

@@ -1,13 +1,11 @@
 """Let the processes of one run decide together, and name those that hang."""
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-
-import torch
-from torch.distributed import PrefixStore, distributed_c10d
 
 from hfstack.errors import AlreadyFinished, HfstackError, ProcessError
 
@@ -36,8 +34,8 @@ def decide_on_first(rank: int, decide: Callable[[], Any]) -> Any:
         except (HfstackError, AlreadyFinished) as error:
             outcome[1] = error
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(outcome)
+    if (distributed := _open_group()) is not None:
+        distributed.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
@@ -48,8 +46,8 @@ def hold_timeout(seconds: float) -> None:
 
     TrainingArguments hands `--ddp_timeout` to groups of GPUs alone; one of CPUs waits 30 minutes.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    if (distributed := _open_group()) is not None:
+        distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def name_silent(rank: int, error: BaseException | None) -> ProcessError | None:
@@ -59,7 +57,8 @@ def name_silent(rank: int, error: BaseException | None) -> ProcessError | None:
         rank: of this process.
         error: what a collective raised.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    distributed = _open_group()
+    if distributed is None:
         return None
     if not isinstance(error, RuntimeError) or isinstance(error, HfstackError):
         return None
@@ -67,9 +66,9 @@ def name_silent(rank: int, error: BaseException | None) -> ProcessError | None:
     if waited is None and gone is None:
         return None
 
-    world_size = torch.distributed.get_world_size()
+    world_size = distributed.get_world_size()
     try:
-        silent = _find_silent(rank, world_size)
+        silent = _find_silent(distributed, rank, world_size)
     except RuntimeError:
         # Without a launcher the first process keeps what the others ask for.
         silent = [0]
@@ -85,9 +84,21 @@ def name_silent(rank: int, error: BaseException | None) -> ProcessError | None:
     return ProcessError(f"{what}; start again with --resume_from_checkpoint last", first_left)
 
 
-def _find_silent(rank: int, world_size: int) -> list[int]:
+def _open_group() -> Any:
+    """Return torch.distributed where this run has several processes, else None.
+
+    A recipe that has not imported torch runs in one.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return None
+    return torch.distributed if torch.distributed.is_initialized() else None
+
+
+def _find_silent(distributed: Any, rank: int, world_size: int) -> list[int]:
     """Return the ranks that do not say within some seconds that they are waiting, too."""
-    store = PrefixStore("hfstack/waiting", distributed_c10d._get_default_store())
+    kept = distributed.distributed_c10d._get_default_store()
+    store = distributed.PrefixStore("hfstack/waiting", kept)
     store.set_timeout(timedelta(seconds=_ANSWER_S))
     store.set(str(rank), "")
 

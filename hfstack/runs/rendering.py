@@ -11,15 +11,15 @@ import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfstack.disk import hash_text
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
+
+if TYPE_CHECKING:  # so that a recipe without a model imports no torch
+    from transformers import PreTrainedTokenizerBase
 
 logger = get_logger(__name__)
 
@@ -53,7 +53,7 @@ class Rendering:
         return self.form == "chat"
 
 
-def describe_rendering(tokenizer: PreTrainedTokenizerBase, form: Form) -> dict[str, str]:
+def describe_rendering(tokenizer: "PreTrainedTokenizerBase", form: Form) -> dict[str, str]:
     """Return what run.json says of rows of this form and this tokenizer."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     ids = tokenizer(_PROBE_TEXT, verbose=False)["input_ids"]
@@ -127,7 +127,7 @@ def follow_rendering(
 
 
 def record_rendering(
-    record: RunRecord, name: str | None, tokenizer: PreTrainedTokenizerBase, *, chat: bool
+    record: RunRecord, name: str | None, tokenizer: "PreTrainedTokenizerBase", *, chat: bool
 ) -> None:
     """Hold the rows' form to that of the model, and put it into the record of a run.
 
@@ -139,7 +139,7 @@ def record_rendering(
     record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
 
 
-def check_rendering(name: str | None, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
+def check_rendering(name: str | None, tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> None:
     """Refuse rows that are rendered in another way than the model has learned.
 
     Args:
@@ -178,6 +178,9 @@ def _find_on_hub(name: str) -> str | None:
     looks_local = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
     if looks_local:
         return None
+    # Late, because it imports transformers.
+    from transformers.utils.hub import cached_file
+
     try:
         return cached_file(
             name,

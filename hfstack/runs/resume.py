@@ -3,9 +3,7 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import TrainerState
+from typing import TYPE_CHECKING, Any, cast
 
 from hfstack.errors import CheckpointError, HfstackError, MachineError, Preempted
 from hfstack.logs import get_logger
@@ -26,6 +24,9 @@ from hfstack.runs.record import (
     changed_settings,
     read_run,
 )
+
+if TYPE_CHECKING:  # so that a recipe without a Trainer imports no torch
+    from transformers import TrainerState
 
 logger = get_logger(__name__)
 
@@ -198,7 +199,7 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
     )
 
 
-def drop_repeated_evaluations(state: TrainerState) -> None:
+def drop_repeated_evaluations(state: "TrainerState") -> None:
     """Keep one of the evaluations of a step that were done again with the same result.
 
     A second start does what the first may have done already, and a recipe may evaluate what the
@@ -216,7 +217,7 @@ def drop_repeated_evaluations(state: TrainerState) -> None:
     state.log_history = kept
 
 
-def count_every_step(metrics: dict[str, Any], state: TrainerState, resumed_step: int) -> None:
+def count_every_step(metrics: dict[str, Any], state: "TrainerState", resumed_step: int) -> None:
     """Replace a resumed run's train loss by the mean over all steps, or drop it."""
     if "train_loss" not in metrics:
         return

@@ -18,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import integration_utils
+from typing import TYPE_CHECKING, Any
 
 from hfstack.disk import atomic_write
 from hfstack.errors import ConfigError, HfstackError, MissingExtraError, Preempted
 from hfstack.logs import get_logger
+
+if TYPE_CHECKING:  # so that a recipe without a Trainer imports no torch
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = get_logger(__name__)
 
@@ -48,7 +48,7 @@ _set_here: set[str] = set()
 
 
 @contextmanager
-def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> Iterator[None]:
+def tracked(args: "TrainingArguments | None", output_dir: Path, run_id: str) -> Iterator[None]:
     """Give trackers the run's name, id and folder, which a resume finds again.
 
     What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it
@@ -61,6 +61,9 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     if args is None or not args.report_to:
         yield
         return
+
+    # Late, because it imports torch.
+    from transformers.integrations import integration_utils
 
     if not args.run_name or args.run_name in _set_here:
         args.run_name = f"{output_dir.resolve().name}-{run_id}"
@@ -107,7 +110,7 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
                 os.environ[name] = value
 
 
-def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = False) -> None:
+def forget_later_steps(args: "TrainingArguments", step: int, *, changed: bool = False) -> None:
     """Drop what the trackers logged after the step that a run resumes from.
 
     Call it inside `tracked`, before the Trainer is built.
@@ -210,7 +213,7 @@ class LoggedSteps:
             json.dump(values, file)
 
 
-def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
+def _without_repeats(known: Any, logged: LoggedSteps) -> "type[TrainerCallback]":
     """Return a tracker's callback of upstream that leaves out what was logged before."""
     # A run inside another one must not leave out that one's steps.
     upstream: Any = getattr(known, "upstream", known)
@@ -220,9 +223,9 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
         def on_train_begin(
             self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
             **kwargs: Any,
         ) -> None:
             if state.is_world_process_zero:
@@ -231,9 +234,9 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
         def on_log(
             self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
             **kwargs: Any,
         ) -> None:
             names = set(kwargs["logs"])
@@ -245,9 +248,9 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
         def on_train_end(
             self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
             **kwargs: Any,
         ) -> None:
             """Leave the tracker's run open for what is measured after training.
@@ -262,7 +265,7 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
     return Continued
 
 
-def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
+def _named_when_it_fails(known: Any, name: str) -> "type[TrainerCallback]":
     """Return a tracker's callback that says in one line why it cannot start.
 
     What fails later, such as a server that went away, ends the tracking and not the training.
@@ -273,9 +276,9 @@ def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
 
         def on_train_begin(
             self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
             **kwargs: Any,
         ) -> None:
             try:
@@ -335,7 +338,7 @@ def _left_out_when_it_fails(name: str, failed: set[str] | None = None) -> Iterat
             failed.add(name)
 
 
-def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
+def _end_wandb(args: "TrainingArguments", *, failed: bool) -> None:
     """End wandb's run with ours.
 
     By itself it ends with the process, and the next run in the process would continue it. wandb

@@ -9,10 +9,10 @@ from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
-from hfstack.models.architectures import without_size
 from hfstack.reporting.runs import find_runs, starting_model
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.scaling.rungs import Rungs, make_rungs, rungs_from_rows
+from hfstack.shipped import without_size
 
 logger = get_logger(__name__)
 
