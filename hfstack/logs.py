@@ -21,7 +21,13 @@ class _CurrentStderr(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        # On a terminal a line that comes while there is a progress bar is written above it.
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None or sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
+            super().emit(record)
+            return
+        with tqdm.tqdm.external_write_mode():
+            super().emit(record)
 
 
 class _WithoutSecrets(logging.Formatter):

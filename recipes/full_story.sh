@@ -9,7 +9,6 @@
 # Each stage writes its own folder with a run.json. A stage that has finished is not run again, so
 # an interrupted story continues where it stopped. docs/story.md shows it with figures.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-runs/story}
 # glibc gives big buffers back to the system after every step and asks for them again; kept, steps
 # are a quarter faster.
@@ -24,6 +23,7 @@ demo)
     ppo=(--critic_warmup_rollouts 2 --warmup_steps 24)
     answerer=(--model_name_or_path "$out/sft" --datasets "$out/asked/instructions.jsonl")
     judge=()  # the gold rule
+    weights=(12 10 8 110 8 8 80 8 8 30 30 60 60 16 16 6 7 7)
     ;;
 tiny)
     stories=400 tasks=400 vocabulary=512 block=64 batch=8 rows=20
@@ -34,6 +34,7 @@ tiny)
     answerer=(--model_name_or_path "" --demo_prompts 8)
     # nor does it obey a single task: the gold rule would find all its answers equal
     judge=(--reward_model "$out/reward")
+    weights=(6 6 6 6 6 6 6 6 6 6 6 6 6 6 6 6 6 6)
     ;;
 *)
     echo "STORY_SIZE is demo or tiny, got ${STORY_SIZE}" >&2
@@ -41,10 +42,25 @@ tiny)
     ;;
 esac
 
-began=$SECONDS number=0 runs=()
+# The weights guess how many seconds each stage takes. Those that are done correct the guess, because
+# they show how fast this machine is.
+began=$SECONDS number=0 runs=() weighed=0 spent=0
+span() { # seconds
+    if [ "$1" -ge 90 ]; then
+        printf '%d minutes' "$((($1 + 30) / 60))"
+    else
+        printf '%d seconds' "$(($1 > 5 ? $1 : 5))"
+    fi
+}
+
 stage() { # folder, what it is for, recipe, options
+    local weight=${weights[$number]} started=$SECONDS
+    local about=$weight
     number=$((number + 1))
-    printf '\n== %d. %s (%d s so far)\n' "$number" "$2" "$((SECONDS - began))"
+    if [ "$weighed" -gt 0 ]; then
+        about=$((weight * spent / weighed))
+    fi
+    printf '\n== stage %d of %d, about %s: %s\n' "$number" "${#weights[@]}" "$(span "$about")" "$2"
     runs+=("$out/$1")
     local folder=$1 recipe=$3 resume=()
     shift 3
@@ -53,6 +69,10 @@ stage() { # folder, what it is for, recipe, options
         resume=(--resume_from_checkpoint last)
     fi
     hfstack run "$recipe" --output_dir "$out/$folder" "$@" "${resume[@]}"
+    # A stage that had finished before says nothing about this machine.
+    if [ "$((SECONDS - started))" -gt 2 ]; then
+        weighed=$((weighed + weight)) spent=$((spent + SECONDS - started))
+    fi
 }
 
 stage corpus "generate stories with planted noise, and tasks with good and careless answers" \
@@ -66,7 +86,7 @@ stage tokenizer "train a tokenizer on what is left" \
     --vocab_size $vocabulary
 
 stage pretrain "pretrain a language model from random weights" \
-    pretrain_clm --model_name_or_path "$here/architectures/$model.json" \
+    pretrain_clm --model_name_or_path "$model.json" \
     --tokenizer_name_or_path "$out/tokenizer" --datasets "$out/clean/train.jsonl" \
     --eval_datasets "$out/clean/eval.jsonl" --block_size $block \
     --per_device_train_batch_size $batch --per_device_eval_batch_size 32 --max_steps $steps \

@@ -27,7 +27,7 @@ SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes")
 HOOKS = {
     "transformers.TrainerCallback": (
         "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate on_train_end "
-        "on_pre_optimizer_step on_epoch_end on_save"
+        "on_pre_optimizer_step on_epoch_end on_save on_prediction_step on_predict"
     ),
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",

@@ -24,9 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
+from typing import TYPE_CHECKING, Any, Self
 
 from hfstack.config import allowed_changes
 from hfstack.disk import atomic_write, describe_os_error
@@ -43,11 +41,14 @@ from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint
 from hfstack.runs.claim import claim_directory, describe_process
+from hfstack.runs.ending import describe_ending
 from hfstack.runs.environment import (
     describe_hardware,
     git_commit,
     library_versions,
     refuse_wrong_world_size,
+    seed_generators,
+    training_settings,
     warn_outside_their_range,
 )
 from hfstack.runs.inputs import (
@@ -80,6 +81,9 @@ from hfstack.runs.resume import (
 from hfstack.runs.stop_signals import StopSignals
 from hfstack.runs.trackers import forget_later_steps, tracked
 
+if TYPE_CHECKING:  # so that a recipe without a Trainer imports no torch
+    from transformers import Trainer, TrainingArguments
+
 logger = get_logger(__name__)
 
 
@@ -101,7 +105,7 @@ class Run:
     def __init__(
         self,
         record: RunRecord,
-        training_args: TrainingArguments | None,
+        training_args: "TrainingArguments | None",
         allow_changed: frozenset[str] = frozenset(),
     ) -> None:
         self.record = record
@@ -161,7 +165,7 @@ class Run:
         if not str(output_dir).strip():
             raise ConfigError("--output_dir is empty: name a directory, or leave it out")
 
-        training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
+        training_args = training_settings(settings)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
         if training_args is not None:
             hold_timeout(training_args.ddp_timeout)
@@ -201,7 +205,7 @@ class Run:
         if run._before is not None:
             continue_record(record, run._before)
         full = training_args is not None and training_args.full_determinism
-        (enable_full_determinism if full else set_seed)(seed)
+        seed_generators(seed, deterministic=full)
         return run
 
     def __enter__(self) -> Self:
@@ -435,7 +439,7 @@ class Run:
         self.record.save_check = found
         self._write()
 
-    def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
+    def finish(self, metrics: dict[str, Any], trainer: "Trainer | None" = None) -> dict[str, float]:
         """Record the metrics and, of a trainer, the state; its model is saved already.
 
         Raises:
@@ -475,7 +479,8 @@ class Run:
 
         if self._rank == 0:
             self.record.outputs = describe_outputs(self.output_dir)
-            logger.info("saved %s", self.output_dir)
+            for line in describe_ending(self.record).splitlines():
+                logger.info("%s", line)
         self._write()
         return self.metrics
 

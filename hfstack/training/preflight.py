@@ -27,6 +27,7 @@ from hfstack.training.checks import (
 )
 from hfstack.training.examples import first_rows
 from hfstack.training.experts import settle_router_loss
+from hfstack.training.progress import show_progress
 from hfstack.training.saving import SaveFirst
 from hfstack.training.unread_options import refuse_unread_of
 
@@ -88,6 +89,7 @@ def checked(
 
     preflight(results)
     trainer.add_callback(SaveFirst(trainer))
+    show_progress(trainer)
     if rows and NO_SHARED_ROW not in results:
         _warn_of_shared_rows(train, trainer.eval_dataset)
 

@@ -49,6 +49,7 @@ from hfstack.disk import (
 )
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
 from hfstack.tokens.special_tokens import IGNORED_LABEL
@@ -412,7 +413,7 @@ def _write_folder(
         partial.mkdir()
         with (partial / _TOKENS_FILE).open("wb") as file:
             writer = BlockWriter(file, tokenizer, block_size)
-            for documents in _batches(texts):
+            for documents in _batches(follow(texts, "packing documents")):
                 writer.add(documents)
             counts = writer.finish(drop_last=drop_last)
 

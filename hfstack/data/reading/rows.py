@@ -23,6 +23,7 @@ from hfstack.data.reading.layouts import Purpose, standard_rows
 from hfstack.data.reading.read_report import ReadReport
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 
 logger = get_logger(__name__)
 
@@ -66,7 +67,8 @@ def read_rows(
 
         for file in files:
             empty = True
-            for line, row, text in _with_first_rows(file, purpose, checker):
+            rows = _with_first_rows(file, purpose, checker)
+            for line, row, text in follow(rows, f"reading {file.path.name}"):
                 empty = False
                 if not isinstance(row, dict):
                     reject(file, line, row, None, text)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.data.contamination import Overlap
+from hfstack.drawing.measures import REINFORCED
 from hfstack.drawing.numbers import counted, duration, number, size
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import estimate_kwh
 from hfstack.publishing.card.markdown import Markdown, code, escape
 from hfstack.publishing.card.metrics import NOT_RECORDED, evaluated_on, list_results, tabulate
 from hfstack.publishing.files import PublishedKind
-from hfstack.publishing.lineage import REINFORCED, Chain, RunLink, shorten_paths
+from hfstack.publishing.lineage import Chain, RunLink, shorten_paths
 from hfstack.reporting.provenance import (
     count_accelerators,
     first_settings,

@@ -7,11 +7,12 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hfstack.drawing.measures import REINFORCED
 from hfstack.errors import ConfigError
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.metrics import count_most_telling, list_results, model_index_results
 from hfstack.publishing.files import PublishedKind
-from hfstack.publishing.lineage import REINFORCED, Chain
+from hfstack.publishing.lineage import Chain
 
 _MODEL_INDEX_RESULTS = 10
 

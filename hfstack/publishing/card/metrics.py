@@ -5,68 +5,22 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult
 
+from hfstack.drawing.measures import (
+    REINFORCED,
+    figure_of,
+    interval_of,
+    is_result,
+    is_telling,
+    rank_of,
+)
 from hfstack.drawing.numbers import metric
 from hfstack.publishing.card.markdown import Markdown, code, escape
 from hfstack.publishing.files import PublishedKind
-from hfstack.publishing.lineage import REINFORCED, Chain, RunLink
-from hfstack.reporting.charts import TOKEN_LOSS_RECIPES
+from hfstack.publishing.lineage import Chain, RunLink
 
 NOT_RECORDED = "not recorded"
 BEFORE_AFTER = "before and after"  # the table of a run that measured its model twice
 _SHOWN_RESULTS = 14
-
-# Endings of names that are no result: times, sizes, ends of intervals, counts.
-_CLOCKS = (
-    "_runtime",
-    "_per_second",
-    "_per_s",
-    "_per_cpu_s",
-    "_bytes",
-    "_low",
-    "_high",
-    "num_tokens",
-)
-# Names that say how much was done, not how well.
-_NO_RESULT = frozenset(
-    {
-        "epoch",
-        "total_flos",
-        "parameters",
-        "parameters_non_embedding",
-        "flops",
-        "flops_6nd",
-        "flops_kaplan",
-        "mfu",
-        "steps",
-        "tokens",
-        "unique_tokens",
-        "documents",
-        "train_loss",
-    }
-)
-# What a reader asks for first, whoever measured it.
-_MOST_TELLING = (
-    "win_rate",
-    "win_rate_length_controlled",
-    "eval_reward",
-    "eval_kl_per_completion",
-    "eval_ended_share",
-    "eval_accuracy",
-    "eval_gain_over_length",
-    "eval_f1",
-    "eval_matthews",
-    "eval_loss",
-    "perplexity",
-    "bits_per_byte",
-    "token_accuracy",
-    "eval_calibration_error",
-    "rougeL",
-    "bleu",
-    "eval_rougeL",
-    "eval_bleu",
-    "eval_chrf",
-    "ended_share",
-)
 # Names that the Hub's metric pages have.
 _HUB_NAMES = {
     "accuracy": "accuracy",
@@ -98,22 +52,17 @@ def list_results(chain: Chain) -> list[Result]:
     """Return what was measured of the published run, the most telling first."""
     found: list[Result] = []
     for link in [*chain.evaluations, chain.last]:
-        metrics, reinforced = link.record.metrics, link.record.recipe in REINFORCED
+        metrics = link.record.metrics
         for name, value in metrics.items():
-            if name in _NO_RESULT or name.endswith(_CLOCKS):
-                continue
-            if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
-                continue
-            if name == "eval_loss" and reinforced:
-                continue
-            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-            found.append(Result(name, value, low, high, link))
+            if is_result(name, link.record.recipe):
+                low, high = interval_of(name, metrics) or (None, None)
+                found.append(Result(name, value, low, high, link))
     return sorted(found, key=lambda one: (_result_rank(one), one.low is None))
 
 
 def count_most_telling(found: list[Result]) -> int:
     """Return how many results to show first: those of a known name, else a dozen."""
-    known = sum(_result_rank(one) < len(_MOST_TELLING) for one in found)
+    known = sum(is_telling(one.name) and not one.in_training for one in found)
     return min(known or _SHOWN_RESULTS, _SHOWN_RESULTS)
 
 
@@ -122,15 +71,13 @@ def tabulate(found: list[Result]) -> list[list[str]]:
     table = []
     for one in found:
         record = one.link.record
-        figure = metric(one.name, one.value)
+        figure = figure_of(one.name, record.metrics, record.recipe)
         interval = "–"
         if one.low is not None and one.high is not None:
             low, high = metric(one.name, one.low).text, metric(one.name, one.high).text
             interval = f"{low} to {high}"
 
-        # Only a language model's loss is counted by tokens.
-        has_unit = one.name != "eval_loss" or record.recipe in TOKEN_LOSS_RECIPES
-        value = f"{figure.text} {figure.unit if has_unit else ''}".strip()
+        value = str(figure)
 
         # What it was before training; the KL divergence was 0 then.
         before = record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
@@ -223,7 +170,6 @@ def evaluated_on(link: RunLink) -> tuple[str, str | None, str | None]:
     return (f"{name} (held-out part)" if held_out else name), revision, None
 
 
-def _result_rank(one: Result) -> int:
+def _result_rank(one: Result) -> float:
     """Return a rank, smaller first, for what a reader asks for first."""
-    known = one.name in _MOST_TELLING and not one.in_training
-    return _MOST_TELLING.index(one.name) if known else len(_MOST_TELLING)
+    return math.inf if one.in_training else rank_of(one.name)

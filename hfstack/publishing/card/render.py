@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfstack.disk import is_inside
+from hfstack.drawing.measures import REINFORCED
 from hfstack.drawing.numbers import duration, instant, number
 from hfstack.publishing.card import facts
 from hfstack.publishing.card.author import AuthorFacts
@@ -29,7 +30,7 @@ from hfstack.publishing.card.metrics import (
     tabulate,
 )
 from hfstack.publishing.files import CONFIG, PublishedKind
-from hfstack.publishing.lineage import REINFORCED, Chain, rendering_of
+from hfstack.publishing.lineage import Chain, rendering_of
 from hfstack.redaction import redact
 from hfstack.reporting.runs import Sample, read_samples
 from hfstack.runs.model_folder import read_object

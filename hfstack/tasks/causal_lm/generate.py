@@ -17,6 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from hfstack.models.context import check_answers_fit, context_length
+from hfstack.progress import follow
 from hfstack.tasks.causal_lm.prompt_format import PromptKind, encode_prompt
 from hfstack.tasks.causal_lm.sampling import (
     check_sampling,
@@ -139,7 +140,8 @@ def generate_from_ids(
 
     stopping = StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else [])
     completions: list[Completion] = []
-    for first in range(0, len(prompts), batch_size):
+    batches = range(0, len(prompts), batch_size)
+    for first in follow(batches, "generating batches", total=len(batches)):
         batch = [list(ids) for ids in prompts[first : first + batch_size]]
         width = max(map(len, batch))
 

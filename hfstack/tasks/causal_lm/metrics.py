@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.intervals import bootstrap_intervals
+from hfstack.progress import follow
 from hfstack.tokens.fast_encoding import document_start_id
 
 _FEATURES = {
@@ -107,7 +108,8 @@ def score_documents(
 
     nll = np.zeros(len(encoded))
     correct = np.zeros(len(encoded), dtype=int)
-    for first in range(0, len(windows), batch_size):
+    batches = range(0, len(windows), batch_size)
+    for first in follow(batches, "scoring batches", total=len(batches)):
         batch = windows[first : first + batch_size]
         losses, hits = _score_windows(model, batch, pad_id=start)
         for window, loss, hit in zip(batch, losses, hits, strict=True):

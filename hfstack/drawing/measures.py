@@ -1,0 +1,195 @@
+"""Say which metrics a reader asks for first, with their units and intervals."""
+
+from collections.abc import Collection, Mapping
+
+from hfstack.drawing.numbers import Figure, metric
+
+REINFORCED = frozenset({"rloo", "grpo", "ppo"})
+"""Recipes whose loss is a surrogate, which says nothing about the model."""
+
+TOKEN_LOSS_RECIPES = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm", "seq2seq"})
+"""Recipes whose loss is in nats per token; that of others is of answers, pairs or rewards."""
+
+_PAIR_LOSS_RECIPES = frozenset({"reward", "dpo"})
+_LOSSES = frozenset({"loss", "eval_loss", "train_loss"})
+
+# The metrics that a recipe is known by: its headline, and what is shown under it.
+_HEADLINES = {
+    "clean": ("documents_out", "documents_in"),
+    "tokenizer": ("bytes_per_token", "vocab_size"),
+    "evaluate_lm": ("bits_per_byte", "perplexity"),
+    "generate": ("completions", "mean_tokens"),
+    "score": ("eval_accuracy", "eval_rows"),
+    "preferences": ("train_pairs", "mean_score"),
+    "annotate": ("judgements", "items"),
+    "feedback": ("kept", "agreement"),
+    "reward": ("eval_accuracy", "eval_length_rule_accuracy"),
+    **dict.fromkeys(("rloo", "grpo", "ppo"), ("eval_reward", "eval_kl_per_completion")),
+    "win_rate": ("win_rate", "prompts"),
+    "diagnose": ("bad", "warn"),
+    "bias": (
+        *("crows_pairs_share", "crows_pairs_sentence_share", "winobias_share"),
+        *("winobias_sentence_share", "bbq_ambiguous_bias", "bbq_disambiguated_bias"),
+    ),
+    "safety": ("harmful_refusal_share", "harmless_answer_share", "extracted_share"),
+    "classify": ("eval_accuracy", "eval_f1_macro"),
+    "tag": ("eval_entity_f1", "eval_loss"),
+    "answer": ("eval_answer_f1", "eval_exact_match"),
+    "seq2seq": ("eval_bleu", "eval_chrf"),
+    "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
+}
+# Of a recipe that is not listed.
+_ANY_HEADLINE = (
+    "bits_per_byte",
+    "eval_bits_per_byte",
+    "eval_loss",
+    "perplexity",
+    "eval_accuracy",
+    "train_loss",
+    "tokens_per_s",
+)
+
+# Whoever measured it.
+_MOST_TELLING = (
+    "win_rate",
+    "win_rate_length_controlled",
+    "eval_reward",
+    "eval_kl_per_completion",
+    "eval_ended_share",
+    "eval_accuracy",
+    "eval_gain_over_length",
+    "eval_f1",
+    "eval_matthews",
+    "eval_entity_f1",
+    "eval_exact_match",
+    "eval_answer_f1",
+    "eval_loss",
+    "perplexity",
+    "bits_per_byte",
+    "token_accuracy",
+    "eval_calibration_error",
+    "rougeL",
+    "bleu",
+    "eval_rougeL",
+    "eval_bleu",
+    "eval_chrf",
+    "ended_share",
+)
+# What a coin would reach, of measures for which that does not depend on the data.
+_CHANCE = {
+    "win_rate": 0.5,
+    "win_rate_length_controlled": 0.5,
+    "eval_gain_over_length": 0.0,
+}
+_CLOCKS = (
+    "_runtime",
+    "_per_second",
+    "_per_s",
+    "_per_cpu_s",
+    "_bytes",
+    "_low",
+    "_high",
+    "num_tokens",
+)
+_NO_RESULT = frozenset(
+    {
+        "epoch",
+        "total_flos",
+        "parameters",
+        "parameters_non_embedding",
+        "flops",
+        "flops_6nd",
+        "flops_kaplan",
+        "mfu",
+        "steps",
+        "tokens",
+        "unique_tokens",
+        "documents",
+        "train_loss",
+    }
+)
+
+
+def is_result(name: str, recipe: str) -> bool:
+    """Return whether a metric is a result: no clock, count, or surrogate loss."""
+    if name in _NO_RESULT or name.endswith(_CLOCKS):
+        return False
+    if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
+        return False
+    return name != "eval_loss" or recipe not in REINFORCED
+
+
+def rank_of(name: str) -> int:
+    """Return a rank, smaller first, for what a reader asks for first."""
+    return _MOST_TELLING.index(name) if name in _MOST_TELLING else len(_MOST_TELLING)
+
+
+def is_telling(name: str) -> bool:
+    """Return whether a reader asks for a metric first, of whatever run."""
+    return name in _MOST_TELLING
+
+
+def most_telling(names: Collection[str], recipe: str = "") -> list[str]:
+    """Return those of the names that are results, what is asked for first in front."""
+    own = _HEADLINES.get(recipe, ())
+    results = sorted((name for name in names if is_result(name, recipe)), key=rank_of)
+    return [name for name in dict.fromkeys((*own, *results)) if name in names]
+
+
+def headline_names(metrics: Collection[str], recipe: str) -> list[str]:
+    """Return the metrics that a run is known by first, then the others."""
+    known = _HEADLINES.get(recipe, ()) + _ANY_HEADLINE
+    return [name for name in dict.fromkeys((*known, *metrics)) if name in metrics]
+
+
+def unit_of_loss(recipe: str, metrics: Collection[str] = ()) -> str:
+    """Return what a recipe's loss is counted in; "" where it has no unit.
+
+    Args:
+        recipe: its name.
+        metrics: the names of its metrics: a classifier that has no accuracy predicts numbers.
+    """
+    if recipe in TOKEN_LOSS_RECIPES:
+        return "nats/token"
+    if recipe in _PAIR_LOSS_RECIPES:
+        return "nats/pair"
+    return "nats/row" if recipe == "classify" and "eval_accuracy" in metrics else ""
+
+
+def is_bound(name: str, metrics: Collection[str]) -> bool:
+    """Return whether a metric is the end of another one's interval."""
+    whole = name.removesuffix("_low").removesuffix("_high")
+    return whole != name and {whole, f"{whole}_low", f"{whole}_high"} <= set(metrics)
+
+
+def is_at_chance(name: str, metrics: Mapping[str, float]) -> bool:
+    """Return whether an interval reaches down to what comes without learning."""
+    bounds, bare = interval_of(name, metrics), name.removeprefix("eval_")
+    baseline = metrics.get(f"eval_baseline_{bare}", _CHANCE.get(name))
+    return bounds is not None and baseline is not None and bounds[0] <= baseline
+
+
+def interval_of(name: str, metrics: Mapping[str, float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric, where it was measured."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return None if low is None or high is None else (low, high)
+
+
+def figure_of(name: str, metrics: Mapping[str, float], recipe: str) -> Figure:
+    """Return a metric of a recipe as it is shown; a loss has the unit of this recipe."""
+    figure = metric(name, metrics[name])
+    return figure._replace(unit=unit_of_loss(recipe, metrics)) if name in _LOSSES else figure
+
+
+def range_of(name: str, metrics: Mapping[str, float]) -> str:
+    """Return the interval of a metric as `88.0 to 93.7`, or "" where there is none."""
+    bounds = interval_of(name, metrics) or ()
+    return " to ".join(metric(name, bound).text for bound in bounds)
+
+
+def describe(name: str, metrics: Mapping[str, float], recipe: str) -> str:
+    """Return `accuracy 91.2 % (88.0 to 93.7)`: a metric with its unit and interval."""
+    figure, bounds = figure_of(name, metrics, recipe), range_of(name, metrics)
+    label = figure.label.removeprefix("Eval ")
+    label = label if label[:2].isupper() else label.lower()
+    return f"{label} {figure}" + (f" ({bounds})" if bounds else "")

@@ -1,0 +1,67 @@
+"""Show how far long work is: a bar on a terminal, a line a minute in a log."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+LINE_EVERY_S = 60
+_BAR_AFTER_S = 2  # what is done sooner needs no bar
+_SPANS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+
+Item = TypeVar("Item")
+
+
+def shows_bars() -> bool:
+    """Return whether this process draws bars: the first one, on a terminal."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
+def follow(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
+    """Yield items, and show how many have come where that takes long.
+
+    Args:
+        items: what is worked through, as slowly as the reader of this takes it.
+        what: what is done, such as `reading rows`.
+        total: how many there are, if that is known.
+    """
+    if total == 1:  # nothing to see between the beginning and the end
+        yield from items
+        return
+    if shows_bars():
+        yield from tqdm(
+            items, desc=what, total=total, delay=_BAR_AFTER_S, leave=False, dynamic_ncols=True
+        )
+        return
+
+    began = last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        # Only the first process writes lines of this level.
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            logger.info("%s: %s", what, describe_progress(count, total, last - began))
+
+
+def describe_progress(done: int, total: int | None, seconds: float) -> str:
+    """Return `1,200 of 4,000 (30 %), about 3 minutes left`."""
+    if not total:
+        return f"{done:,}"
+    text = f"{done:,} of {total:,} ({done / total:.0%})".replace("%", " %")
+    if not done or done >= total:
+        return text
+    return f"{text}, about {round_span(seconds / done * (total - done))} left"
+
+
+def round_span(seconds: float) -> str:
+    """Return a time as a person would say it: `3 minutes`, `1 hour`, `20 seconds`."""
+    unit_s, unit = next((span for span in _SPANS if seconds >= 1.5 * span[0]), _SPANS[-1])
+    count = max(1, round(seconds / unit_s))
+    return f"{count} {unit if count > 1 else unit.removesuffix('s')}"

@@ -1,0 +1,42 @@
+"""Say at the end of a run what came out, where its page is, and what to do next."""
+
+import shlex
+
+from hfstack.drawing.measures import describe, most_telling
+from hfstack.runs.record import RunRecord
+
+_SHOWN_RESULTS = 3
+_CHAT = "hfstack chat {run}"
+_NEXT = {
+    "demo_corpus": "hfstack run clean --datasets {run}/raw.jsonl",
+    "clean": "hfstack run tokenizer --datasets {run}/train.jsonl",
+    "tokenizer": "hfstack run pretrain_clm --tokenizer_name_or_path {run}",
+    "pretrain_clm": "hfstack run generate --model_name_or_path {run}",
+    "pretrain_mlm": "hfstack run classify --model_name_or_path {run}",
+    "scaling_ladder": "hfstack run scaling_fit --runs {run}",
+    **dict.fromkeys(("sft", "dpo", "orpo", "kto", "ppo", "rloo", "grpo"), _CHAT),
+    "preferences": "hfstack run reward --datasets {run}/train.jsonl",
+    "reward": "hfstack run ppo --reward_model {run}",
+    **dict.fromkeys(
+        ("classify", "tag", "answer", "seq2seq"),
+        "hfstack run predict --model_name_or_path {run} --datasets YOUR_FILE",
+    ),
+}
+
+
+def describe_ending(record: RunRecord) -> str:
+    """Return a line each for what is saved, the results, the page, the next command."""
+    run = shlex.quote(record.output_dir)
+    names = most_telling(record.metrics, record.recipe)[:_SHOWN_RESULTS]
+    results = [describe(name, record.metrics, record.recipe) for name in names]
+
+    # A recipe that makes a page of its own lists it; of others the report is one.
+    own = [path for path in record.artifacts.values() if path.endswith(".html")]
+    page = f"{record.output_dir}/{own[0]}" if own else f"hfstack run report --runs {run}"
+
+    lines = [f"saved {record.output_dir}"]
+    lines += [f"results: {', '.join(results)}"] if results else []
+    lines += [f"page: {page}"] if own or record.recipe != "report" else []
+    if record.recipe in _NEXT:
+        lines.append(f"next: {_NEXT[record.recipe].format(run=run)}")
+    return "\n".join(lines)

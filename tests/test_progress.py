@@ -1,0 +1,55 @@
+"""Long work says how far it is: a line a minute in a log, in words that a person uses."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hfstack import progress
+from hfstack.progress import describe_progress, follow, round_span
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 second"),
+        (20, "20 seconds"),
+        (89, "89 seconds"),
+        (95, "2 minutes"),
+        (200, "3 minutes"),
+        (5400, "2 hours"),
+        (200_000, "2 days"),
+    ],
+)
+def test_a_span_is_said_in_one_unit(seconds: float, text: str) -> None:
+    assert round_span(seconds) == text
+
+
+def test_progress_is_a_share_and_the_time_left() -> None:
+    assert describe_progress(1200, 4000, 60) == "1,200 of 4,000 (30 %), about 2 minutes left"
+    assert describe_progress(4000, 4000, 60) == "4,000 of 4,000 (100 %)"
+    assert describe_progress(1200, None, 60) == "1,200"
+
+
+def test_a_log_gets_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = 0.0
+
+    def items() -> Iterator[int]:
+        nonlocal clock
+        for number in range(1024):
+            clock += 0.125
+            yield number
+
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="hfstack"):
+        assert list(follow(items(), "reading rows", total=1024)) == list(range(1024))
+
+    assert caplog.messages == [
+        "reading rows: 480 of 1,024 (47 %), about 68 seconds left",
+        "reading rows: 960 of 1,024 (94 %), about 8 seconds left",
+    ]
