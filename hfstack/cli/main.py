@@ -1,4 +1,4 @@
-"""`hfstack list | copy | run | chat | doctor`: start recipes, try results.
+"""`hfstack list | copy | run | chat | serve | doctor`: start recipes, try results.
 
 Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
 --help` are immediate.
@@ -17,6 +17,7 @@ from hfstack.cli.chat import add_chat, run_chat
 from hfstack.cli.launch import LaunchOptions, plan, read_setting
 from hfstack.cli.overview import list_recipes, shorten_reference
 from hfstack.cli.retry import execute_again
+from hfstack.cli.serve import add_serve, run_serve
 from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import is_reader_gone
@@ -38,6 +39,9 @@ after the name; after `--` everything belongs to the recipe.
                           checkpoint. A mistake of yours is not tried again.
   --log_file FILE         where the launcher's report goes (default OUTPUT_DIR.launch.log, several
                           processes only)
+  --sweep NAME=A,B,C      run it once for each value, in folders side by side below --output_dir,
+                          and compare them in a report; several --sweep give all combinations. The
+                          same command again goes on where it stopped.
   --nodes N               how many machines; give --processes as the sum over all of them
   --node_rank R           which of them this is, 0 first
   --main_address H:P      host and free port of node 0
@@ -54,6 +58,7 @@ _LAUNCHER_OPTIONS = (
     "node_rank",
     "main_address",
     "retries",
+    "sweep",
 )
 
 
@@ -90,7 +95,7 @@ def _main(argv: list[str]) -> int:
 
     parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
     verbs = parser.add_subparsers(
-        dest="verb", metavar="list | copy | run | chat | doctor", required=True
+        dest="verb", metavar="list | copy | run | chat | serve | doctor", required=True
     )
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
@@ -101,6 +106,7 @@ def _main(argv: list[str]) -> int:
 
     verbs.add_parser("run", help="start a recipe (hfstack run --help)", add_help=False)
     add_chat(verbs)
+    add_serve(verbs)
     doctor = verbs.add_parser(
         "doctor", help="say whether this machine is ready", allow_abbrev=False
     )
@@ -118,6 +124,8 @@ def _main(argv: list[str]) -> int:
         return _copy(args.recipe, args.folder)
     if args.verb == "chat":
         return run_chat(args)
+    if args.verb == "serve":
+        return run_serve(args)
 
     # doctor imports torch and other large libraries, so it has a process of its own.
     flags = ["--json"] if args.json else []
@@ -126,8 +134,12 @@ def _main(argv: list[str]) -> int:
 
 def _copy(name: str, folder: Path) -> int:
     """Copy a shipped recipe and its YAML to a folder, overwriting nothing."""
-    recipe = _find(name, RECIPES, ".py", "recipe")
-    sources = [path for path in (recipe, recipe.with_suffix(".yaml")) if path.is_file()]
+    script = RECIPES / f"{name.removesuffix('.sh')}.sh"
+    if script.is_file():
+        sources = [script]
+    else:
+        recipe = _find(name, RECIPES, ".py", "recipe")
+        sources = [path for path in (recipe, recipe.with_suffix(".yaml")) if path.is_file()]
     targets = [folder / path.name for path in sources]
     for target in targets:
         if target.exists() or target.is_symlink():
@@ -145,7 +157,8 @@ def _copy(name: str, folder: Path) -> int:
 
     # A bare name would mean the shipped recipe.
     copied = targets[0] if targets[0].parent.parts else f"./{targets[0]}"
-    say(f"edit, then: hfstack run {copied}")
+    command = "bash" if script.is_file() else "hfstack run"
+    say(f"edit, then: {command} {copied}")
     return 0
 
 
@@ -186,6 +199,17 @@ def _run(argv: list[str]) -> int:
     # Late, because it reads YAML, and `hfstack --help` imports the standard library alone.
     from hfstack.cli.precheck import check_options, say_finished
 
+    if "sweep" in given and not asks_help:
+        from hfstack.cli.sweep import run_sweep
+
+        sweeps = given.pop("sweep").split(" ")
+        options = [part for option, value in given.items() for part in (f"--{option}", value)]
+
+        def start(other: str, further: list[str]) -> int:
+            return _run([other, *further] if other else [name, *options, *flags, *further])
+
+        return run_sweep(sweeps, read_setting("output_dir", flags), start)
+
     if not asks_help:
         check_options(flags, recipe)
 
@@ -217,7 +241,9 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
             found = value if equals else next(rest, "")
             if not found or found.startswith("--"):
                 raise ConfigError(f"{option} needs a value (see: hfstack run --help)")
-            if key in given:
+            if key == "sweep" and key in given:
+                found = f"{given[key]} {found}"
+            elif key in given:
                 raise ConfigError(f"{option} may be given once, got {given[key]} and {found}")
             given[key] = found
 

@@ -72,6 +72,14 @@ def test_copy_into_a_folder_makes_it(shipped: Path, capfd: pytest.CaptureFixture
     assert "hfstack run mine/recipes/first.py" in capfd.readouterr().err
 
 
+def test_copy_brings_the_script_of_the_story(shipped: Path, capfd: pytest.CaptureFixture[str]):
+    (shipped / "recipes" / "full_story.sh").write_text("echo\n")
+    assert cli.main(["copy", "full_story"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "full_story.sh\n" and err == "hfstack: edit, then: bash ./full_story.sh\n"
+    assert Path("full_story.sh").read_text() == "echo\n"
+
+
 def test_copy_never_overwrites_and_copies_nothing_then(
     shipped: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -210,7 +218,7 @@ def test_help_of_run_itself(shipped: Path, capfd: pytest.CaptureFixture[str]):
             ("run", "first", "--processes", "2"),
             "first takes no TrainingArguments, so it runs in one plain process",
         ),
-        (("lst",), "argument list | copy | run | chat | doctor: invalid choice: 'lst'"),
+        (("lst",), "argument list | copy | run | chat | serve | doctor: invalid choice: 'lst'"),
         (("list", "--jsn"), "unrecognized arguments: --jsn"),
         ((), "the following arguments are required"),
     ],
@@ -242,7 +250,7 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
             check=True,
             env=environment,
         )
-        assert "list | copy | run | chat | doctor" in done.stdout
+        assert "list | copy | run | chat | serve | doctor" in done.stdout
         spent, _, heavy = done.stderr.partition(" ")
         assert heavy.strip() == "[]"
         seconds.append(float(spent))
