@@ -6,18 +6,23 @@
 import copy
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trl
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.cli.serving.utils import BaseHandler, Modality
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from hfstack.errors import DataError
+from hfstack.tasks.causal_lm.chat_model import ChatModel, fit_prompt
+from hfstack.tasks.causal_lm.prompt_format import PromptFormat, encode_prompt
 from hfstack.tasks.sft.encoding import encode_row
 from hfstack.tasks.sft.setup import training_template
 from hfstack.tokens.chat import (
+    encode_for_generation,
     end_of_turn_id,
     has_generation_markers,
     render_chat,
@@ -42,6 +47,7 @@ COLUMNS = (
     "developer",
     "tools",
     "thoughts",
+    "differences",
 )
 
 # `<|im_end|>`, `<end_of_turn>`, `<turn|>`, `<｜User｜>`: what is one token in the models' own
@@ -128,7 +134,51 @@ def try_template(name: str, base: PreTrainedTokenizerFast) -> list[str]:
         "yes" if whole.startswith(prompt) else "no",
         "none" if end is None else f"`{tokenizer.decode([end])}`".replace("|", "\\|"),
         *talks.values(),
+        str(len(find_differences(name, base))),
     ]
+
+
+def find_differences(name: str, base: PreTrainedTokenizerFast) -> list[str]:
+    """Return who reads other ids of a conversation than chat: nobody should.
+
+    Readers of a prompt are chat and generate, the prompts of online training, the tokenizer that
+    was saved and loaded again, and the server of transformers. Of a whole conversation, training is
+    compared with the saved tokenizer, and with the prompt of its last answer where that is no other
+    by the template's own will.
+    """
+    tokenizer = tokenizer_of(name, base)
+    turns = [ASK, ANSWER, AGAIN[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        saved: Any = AutoTokenizer.from_pretrained(folder)
+
+    chat_model: Any = ChatModel("m", None, tokenizer, PromptFormat("chat", ""), None, "")  # type: ignore[arg-type]
+    chat = fit_prompt(chat_model, turns, max_new_tokens=1).token_ids
+    messages = BaseHandler.get_processor_inputs_from_messages(turns, Modality.LLM)
+    options: Any = {"add_generation_prompt": True, "return_dict": True, "tokenize": True}
+    readers = {
+        "generate": encode_prompt(tokenizer, turns, "chat"),
+        "online training": encode_for_generation(tokenizer, turns),
+        "saved": saved.apply_chat_template(turns, **options)["input_ids"],
+        "served": saved.apply_chat_template(messages, tools=None, **options)["input_ids"],
+    }
+    different = [reader for reader, ids in readers.items() if ids != chat]
+
+    row = {"messages": json.dumps([*turns, AGAIN[1]]), "prompt_turns": 0, "history": False}
+    row |= {"tools": "", "problem": ""}
+    with training_template(tokenizer, assistant_only=True):
+        trained, _, problem = encode_row(
+            row, tokenizer, assistant_only=False, completion_only=False
+        )
+    assert problem is None
+    whole = saved.apply_chat_template([*turns, AGAIN[1]], return_dict=True)["input_ids"]
+    if trained[: len(whole)] != whole:
+        different.append("training")
+    own = tokenizer.apply_chat_template([*turns, AGAIN[1]], tokenize=False)
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if str(own).startswith(str(prompt)) and trained[: len(chat)] != chat:
+        different.append("training's prompt")
+    return different
 
 
 def make_table(base: PreTrainedTokenizerFast) -> str:
@@ -139,6 +189,17 @@ def make_table(base: PreTrainedTokenizerFast) -> str:
 def test_the_table_of_the_docs_is_what_the_templates_do(base: PreTrainedTokenizerFast) -> None:
     assert make_table(base) in PAGE.read_text(encoding="utf-8"), (
         "write docs/chat_templates.md again: python -m tests.tokens.test_trl_templates"
+    )
+
+
+def test_no_reader_gets_other_ids_of_a_conversation() -> None:
+    """The column is made by find_differences, and the test above holds it to the templates."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    found = {row[0]: row[-1] for row in rows if row[0] in NAMES}
+    assert set(found) == set(NAMES)
+    assert {name for name, count in found.items() if count != "0"} == {"llava_next"}, (
+        "llava_next refuses plain text"
     )
 
 
