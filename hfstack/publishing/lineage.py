@@ -14,18 +14,14 @@ from hfstack.tasks.causal_lm.prompt_format import PRETRAINING
 
 logger = get_logger(__name__)
 
-REINFORCED = frozenset({"rloo", "grpo", "ppo"})
-"""Recipes that train against rewards: their loss says nothing about the model."""
-
-# Recipes that measure a model and leave it as it is.
+# Recipes that measure a model and leave it as it is. Those that apply it to somebody's texts,
+# predict and explain, are none of them: their commands hold the texts, and the names of files.
 _MEASURING = frozenset(
     {
         "evaluate_lm",
         "score",
         "win_rate",
         "generate",
-        "predict",
-        "explain",
         "diagnose",
         "bias",
         "safety",

@@ -117,6 +117,10 @@ def test_the_page_and_its_numbers(
     page = (tmp_path / "out" / "explanations.html").read_text()
     assert "<b>" not in page and "&lt;" in page
     assert page.count("<article>") == 3
+    assert page.count("<dt>") == 3 * len(
+        load_trained_classifier(ModelConfig(str(encoder)))[2].names
+    )
+    assert 'data-score="+' in page and "light-dark(" in page and "<script" not in page
     lines = [
         json.loads(line)
         for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()

@@ -11,7 +11,7 @@ of the embedding.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class Explanation:
     attributed: float
     """sum of the attributions"""
     steps: int
+    probabilities: tuple[tuple[str, float], ...] = ()
+    """of every label, the likeliest first; none for a regression"""
 
     @property
     def delta(self) -> float:
@@ -96,6 +98,8 @@ def explain_text(
         logits = forward(whole)  # (1, C)
 
     target = _target_id(label, info, logits)
+    label_name = info.names[target] if info.names else "value"
+    each_label = _probabilities(logits, info)
     found = integrate_gradients(
         lambda embedded: forward(embedded)[:, target],
         whole,
@@ -104,12 +108,13 @@ def explain_text(
         tolerance=tolerance,
         most_steps=most_steps,
     )
-    return found.explain(
+    explained = found.explain(
         texts,
         [(i, place) for i, place in enumerate(where) if not special[0, i]],
-        label=info.names[target] if info.names else "value",
-        probability=_probability(logits, target, info),
+        label=label_name,
+        probability=dict(each_label).get(label_name),
     )
+    return replace(explained, probabilities=each_label)
 
 
 @dataclass(frozen=True)
@@ -260,12 +265,13 @@ def _target_id(label: str | None, info: ClassifierInfo, logits: torch.Tensor) ->
     return info.names.index(label)
 
 
-def _probability(logits: torch.Tensor, target: int, info: ClassifierInfo) -> float | None:
+def _probabilities(logits: torch.Tensor, info: ClassifierInfo) -> tuple[tuple[str, float], ...]:
+    """Return every label with its probability, the likeliest first."""
     if not info.names:
-        return None
-    return float(
-        probabilities(logits.cpu().numpy(), info.problem_type, info.temperature)[0, target]
-    )
+        return ()
+    found = probabilities(logits.cpu().numpy(), info.problem_type, info.temperature)[0]  # (C,)
+    pairs = zip(info.names, map(float, found), strict=True)
+    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
 
 
 def _captum() -> Any:

@@ -174,6 +174,20 @@ def test_the_chain_and_what_measured_it(story: Path):
     assert chain.missing == ["../reward"] and len(chain.links) == 5
 
 
+@pytest.mark.parametrize("recipe", ["explain", "predict"])
+def test_what_a_model_was_applied_to_stays_private(
+    story: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+):
+    secret = ["--texts", "Frau Meier ist krank", "--datasets", "/home/anna/patients_2026.csv"]
+    monkeypatch.setattr("sys.argv", [f"recipes/{recipe}.py", *secret])
+    with Run.start(f"recipes/{recipe}.py", story / recipe) as made:
+        made.record_inputs(story / "ppo")
+        made.finish({"texts": 1, "rows": 20})
+    card = card_of(story / "ppo")
+    assert "win_rate" in card
+    assert "Meier" not in card and "patients" not in card and recipe not in card
+
+
 def test_the_card_describes_the_whole_chain(story: Path):
     words = AuthorFacts(
         "apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"}
