@@ -51,6 +51,7 @@ class Chart:
         identifier: names the chart in the page and in its data.
         log_axes: the axes that the reader may switch to a logarithm: "", "y" or "xy".
         from_zero: whether the vertical axis starts at 0.
+        is_share: whether the values are shares, whose axis is all of 0 to 1.
         restarts: (step, colour) of each continuation from a checkpoint.
     """
 
@@ -60,6 +61,7 @@ class Chart:
     series: list[Series]
     log_axes: str = ""
     from_zero: bool = False
+    is_share: bool = False
     restarts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -178,6 +180,8 @@ def _make_axes(chart: Chart, log_axes: str) -> _Axes:
 
     if "y" in log_axes:
         y = log_axis(min(values), max(values))
+    elif chart.is_share and min(values) >= 0 and max(values) <= 1:
+        y = linear_axis(0, 1)
     else:
         y = linear_axis(min(0.0, *values) if chart.from_zero else min(values), max(values))
     return _Axes(x, y)

@@ -52,6 +52,8 @@ _SPELLINGS = {
     "gpu": "GPU",
 }
 _SHARE_ENDINGS = ("rate", "share", "fraction", "ratio", "accuracy")
+# Of a name alone: a learning rate is none, and a ratio of probabilities neither.
+_SURE_SHARE_ENDINGS = ("share", "fraction", "accuracy")
 
 
 class Figure(NamedTuple):
@@ -85,6 +87,13 @@ def metric(name: str, value: float) -> Figure:
         case "large":
             return Figure(label, compact(value), unit)
     return Figure(label, number(value), unit)
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric is a share by its name, so that it lies in 0..1."""
+    if name in _METRICS:
+        return _METRICS[name][2] == "share"
+    return name.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in _SURE_SHARE_ENDINGS
 
 
 def share(value: float) -> str:

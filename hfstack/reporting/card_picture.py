@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hfstack.drawing.curves import Chart, Series
 from hfstack.drawing.panels import AxisKind, Marks, Panel, draw_panels
 from hfstack.drawing.smoothing import Points, smooth, thin_out
-from hfstack.reporting.charts import TOKEN_LOSS_RECIPES, make_charts
+from hfstack.reporting.charts import make_charts
 from hfstack.reporting.runs import Report
 
 _WIDTH, _HEIGHT = 420, 250  # of one plot
@@ -21,7 +21,7 @@ _FIRST_TITLES = (
     "reward",
     "kl",
     "accuracy",
-    "completions mean length",
+    "length",
     "loss",
     "perplexity",
     "bits per byte",
@@ -97,11 +97,12 @@ def _make_panel(recipe: str, chart: Chart) -> Panel:
     values = _finite_values(chart)
     falls_far = "y" in chart.log_axes and min(values) > 0 and max(values) > 4 * min(values)
     y_kind: AxisKind = "log" if falls_far else "from_zero" if chart.from_zero else "linear"
+    if chart.is_share and min(values) >= 0 and max(values) <= 1:
+        y_kind = "share"
 
-    # Only a language model's loss is counted by tokens.
-    unit = chart.unit if chart.title != "Loss" or recipe in TOKEN_LOSS_RECIPES else ""
     marks = [part for line in chart.series for part in _make_marks(line, log=falls_far)]
-    return Panel(f"{recipe}: {chart.title}", "step", unit, marks, x_kind="steps", y_kind=y_kind)
+    title = f"{recipe}: {chart.title}"
+    return Panel(title, "step", chart.unit, marks, x_kind="steps", y_kind=y_kind)
 
 
 def _make_marks(line: Series, *, log: bool) -> list[Marks]:

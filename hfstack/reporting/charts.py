@@ -6,12 +6,10 @@ from typing import Any
 
 from hfstack.drawing.curves import Chart, Series, draw_chart
 from hfstack.drawing.html import Html, tag
-from hfstack.drawing.numbers import counted, label_of, number
+from hfstack.drawing.measures import REINFORCED, unit_of_loss
+from hfstack.drawing.numbers import counted, is_share, label_of, number
 from hfstack.drawing.smoothing import Points
-from hfstack.reporting.runs import Report, Sample
-
-TOKEN_LOSS_RECIPES = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
-"""Recipes whose loss is in nats per token; that of others is of answers, pairs or rewards."""
+from hfstack.reporting.runs import Report, Sample, name_group
 
 _PAGE_COLORS = 8  # the classes c0 to c7 of page.css
 _SHOWN_CURVES = 6
@@ -31,8 +29,15 @@ class _Known:
     noisy: bool = True
 
 
+# What is followed while a policy is trained; its loss is a surrogate and comes among the others.
+_ONLINE = (
+    _Known("Reward", "", "reward", "eval_reward"),
+    _Known("KL", "nats per token", "kl", "eval_kl"),
+    _Known("Length", "tokens", "completions/mean_length", "eval_completions/mean_length"),
+    _Known("Entropy", "nats per token", "entropy", "eval_entropy"),
+)
 _KNOWN = (
-    _Known("Loss", "nats per token", "loss", "eval_loss", log_axes="xy"),
+    _Known("Loss", "", "loss", "eval_loss", log_axes="xy"),
     _Known("Bits per byte", "", "bits_per_byte", "eval_bits_per_byte", log_axes="xy"),
     _Known("Learning rate", "", "learning_rate", from_zero=True, noisy=False),
     _Known("Throughput", "tokens per second", "tokens_per_s", from_zero=True),
@@ -65,10 +70,11 @@ def make_charts(group: list[Report], identifier: str) -> list[Chart]:
             chart = Chart(
                 f"{identifier}-{index}",
                 spec.title,
-                spec.unit,
+                spec.unit if spec.name != "loss" else unit_of_loss(*_kind_of(group)),
                 series,
                 log_axes=spec.log_axes,
                 from_zero=spec.from_zero,
+                is_share=is_share(spec.name),
                 restarts=restarts,
             )
             made.append(chart)
@@ -78,7 +84,8 @@ def make_charts(group: list[Report], identifier: str) -> list[Chart]:
 def _choose_charts(group: list[Report]) -> list[_Known]:
     """Return the known charts that have values, then one for each other curve."""
     logged = dict.fromkeys(name for report in group for name in report.history)
-    known = [spec for spec in _KNOWN if spec.name in logged or spec.held_out_name in logged]
+    order = (*_ONLINE, *_KNOWN) if group[0].record.recipe in REINFORCED else _KNOWN
+    known = [spec for spec in order if spec.name in logged or spec.held_out_name in logged]
     taken = {name for spec in known for name in (spec.name, spec.held_out_name)} | _NOT_CURVES
 
     others: dict[str, None] = {}
@@ -87,6 +94,11 @@ def _choose_charts(group: list[Report]) -> list[_Known]:
         if name not in taken and not name.endswith(_NOT_CURVE_ENDINGS) and repeated:
             others[name.removeprefix("eval_")] = None
     return known + [_Known(label_of(name), "", name, f"eval_{name}") for name in others]
+
+
+def _kind_of(group: list[Report]) -> tuple[str, set[str]]:
+    """Return the recipe of the runs, and the names of what they measured."""
+    return group[0].record.recipe, {name for report in group for name in report.record.metrics}
 
 
 def curves_section(group: list[Report], made: list[Chart]) -> Html:
@@ -107,9 +119,10 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
     if more:
         summary = tag("summary", counted(len(more), "curve", more=True))
         rest = tag("details", summary, tag(selector, map(draw_chart, more)))
+    name, recipe = name_group(group)
     return tag(
         "section.block",
-        tag("h3", group[0].record.recipe),
+        tag("h3", name, tag("span.run", recipe) if recipe else None),
         legend,
         tag(selector, map(draw_chart, shown)),
         rest,
@@ -131,13 +144,10 @@ def _draw_runs_legend(group: list[Report]) -> Html:
     return tag("ul.legend", items, keys)
 
 
-def samples_section(report: Report, *, named: bool) -> Html:
+def samples_section(report: Report) -> Html:
     """Return what the model generated.
 
     With several steps, one slider moves every prompt's completion through training.
-
-    Args:
-        named: whether the heading needs the run's label beside the recipe's name.
     """
     steps = sorted({sample.step for sample in report.samples if sample.step is not None})
     by_prompt: dict[str, list[Sample]] = {}
@@ -159,10 +169,11 @@ def samples_section(report: Report, *, named: bool) -> Html:
     if more:
         summary = tag("summary", counted(len(more), "prompt", more=True))
         rest = tag("details", summary, tag("div.stories", more))
+    name, recipe = name_group([report])
     return tag(
         "section.block.samples",
         attributes,
-        tag("h3", report.record.recipe, tag("span.run", report.label) if named else None),
+        tag("h3", name, tag("span.run", recipe) if recipe else None),
         _slider(steps) if len(steps) > 1 else None,
         tag("div.stories", shown),
         rest,

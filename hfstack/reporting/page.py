@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from hfstack.drawing.html import Html, json_block, tag
-from hfstack.drawing.numbers import Figure, counted, duration, instant, metric
+from hfstack.drawing.measures import figure_of, headline_names, is_at_chance
+from hfstack.drawing.numbers import Figure, counted, duration, instant
 from hfstack.reporting.charts import curves_section, make_charts, samples_section
 from hfstack.reporting.provenance import (
     changed_data_paths,
@@ -24,43 +25,6 @@ from hfstack.reporting.provenance import (
 )
 from hfstack.reporting.results import results_section
 from hfstack.reporting.runs import Report
-
-# The metrics that a recipe is known by: its headline, and what is shown under it.
-_HEADLINES = {
-    "clean": ("documents_out", "documents_in"),
-    "tokenizer": ("bytes_per_token", "vocab_size"),
-    "evaluate_lm": ("bits_per_byte", "perplexity"),
-    "score": ("eval_accuracy", "eval_rows"),
-    "generate": ("completions", "mean_tokens"),
-    "preferences": ("train_pairs", "mean_score"),
-    "annotate": ("judgements", "items"),
-    "feedback": ("kept", "agreement"),
-    "reward": ("eval_accuracy", "eval_length_rule_accuracy"),
-    **dict.fromkeys(("rloo", "grpo", "ppo"), ("eval_reward", "eval_kl_per_completion")),
-    "win_rate": ("win_rate", "prompts"),
-    "diagnose": ("bad", "warn"),
-    "bias": (
-        *("crows_pairs_share", "crows_pairs_sentence_share", "winobias_share"),
-        *("winobias_sentence_share", "bbq_ambiguous_bias", "bbq_disambiguated_bias"),
-    ),
-    "safety": ("harmful_refusal_share", "harmless_answer_share", "extracted_share"),
-    "classify": ("eval_accuracy", "eval_f1_macro"),
-    "tag": ("eval_entity_f1", "eval_loss"),
-    "answer": ("eval_answer_f1", "eval_exact_match"),
-    "seq2seq": ("eval_bleu", "eval_chrf"),
-    "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
-}
-
-# of a recipe that is not listed, the first of these that it has
-_ANY_HEADLINE = (
-    "bits_per_byte",
-    "eval_bits_per_byte",
-    "eval_loss",
-    "perplexity",
-    "eval_accuracy",
-    "train_loss",
-    "tokens_per_s",
-)
 
 _STATUS = {
     "finished": "finished",
@@ -85,15 +49,11 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
 
     # the parts of the page that have something to show
     curves = [curves_section(groups[name], made) for name, made in drawn.items() if made]
-    samples = [
-        samples_section(report, named=len(groups[report.record.recipe]) > 1)
-        for report in reports
-        if report.samples
-    ]
+    samples = [samples_section(report) for report in reports if report.samples]
     sections = [
-        _section("curves", "Curves", curves),
-        _section("samples", "Samples", samples),
         _section("results", "Results", _present(results_section, list(groups.values()))),
+        _section("samples", "Samples", samples),
+        _section("curves", "Curves", curves),
         _section("data", "Data", _present(data_section, [reports])),
         _section("environment", "Hardware and versions", [environment_section(reports)]),
         _section("runs", "Runs", _runs(reports, groups)),
@@ -118,7 +78,7 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     contents = [content for _, _, content in present]
     body = [
         _header(reports, title, [(name, heading) for name, heading, _ in present]),
-        tag("main", _chain(reports, groups), _alerts(reports), contents),
+        tag("main", _chain(reports), _alerts(reports), contents),
         tag("footer", f"Made by hfstack from {records} on {day}."),
         json_block("chart-data", data),
         tag("script", Html(script)),
@@ -200,7 +160,7 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
     )
 
 
-def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
+def _chain(reports: list[Report]) -> Html:
     """Return the stages as a row of cards, each a link to its record."""
     cards = []
     for report in reports:
@@ -208,7 +168,7 @@ def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
         figures = _headline_figures(report)
         headline, second = [], None
         if figures:
-            value = tag("span.value", figures[0].text)
+            value = tag(f"span.value{_mark_of(report)}", figures[0].text)
             headline = [value, tag("span.what", _headline_label(figures[0]))]
         if len(figures) > 1:
             second = _second_figure(figures[1])
@@ -217,8 +177,8 @@ def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
         card = tag(
             "a",
             {"href": f"#run-{report.label}"},
-            tag("span.stage", record.recipe),
-            tag("span.run", report.label if len(groups[record.recipe]) > 1 else None),
+            tag("span.stage", report.label),
+            tag("span.run", record.recipe if record.recipe != report.label else None),
             tag("span.headline", headline),
             tag("span.second", second),
             tag("span.status", _STATUS.get(record.status, record.status) + took),
@@ -227,12 +187,20 @@ def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
     return tag("ol.chain", {"aria-label": "stages"}, cards)
 
 
+def _mark_of(report: Report) -> str:
+    """Return the class of a headline that is bad news, or no better than chance."""
+    metrics, recipe = report.record.metrics, report.record.recipe
+    name = next(iter(headline_names(metrics, recipe)), "")
+    if recipe == "diagnose" and metrics.get("bad"):
+        return ".bad"
+    return ".chance" if is_at_chance(name, metrics) else ""
+
+
 def _headline_figures(report: Report) -> list[Figure]:
     """Return the two metrics that say most about a run, or those that it has."""
-    metrics = report.record.metrics
-    known = _HEADLINES.get(report.record.recipe, ()) + _ANY_HEADLINE
-    names = [name for name in dict.fromkeys((*known, *metrics)) if name in metrics]
-    return [metric(name, metrics[name]) for name in names[:2]]
+    metrics, recipe = report.record.metrics, report.record.recipe
+    names = headline_names(metrics, recipe)[:2]
+    return [figure_of(name, metrics, recipe) for name in names]
 
 
 def _headline_label(figure: Figure) -> str:

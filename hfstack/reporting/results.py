@@ -4,18 +4,25 @@ import re
 from typing import Any
 
 from hfstack.drawing.html import Html, join, tag
+from hfstack.drawing.measures import (
+    figure_of,
+    is_at_chance,
+    is_bound,
+    most_telling,
+    range_of,
+)
 from hfstack.drawing.numbers import counted, label_of, metric, number
-from hfstack.reporting.runs import Report
+from hfstack.reporting.runs import Report, name_group
 
 _EMPTY = (None, "")
 _PERCENT = re.compile(r"-?[\d.]+ ?%")
 _SHOWN_FIGURES = 12
 _SHOWN_TABLE_ROWS = 12
-_FIRST_METRICS = frozenset({"eval_loss", "perplexity", "bits_per_byte"})
 # Metrics that come after the others: Trainer's clocks, and counts that a table shows better.
 _LATER_BEGINNINGS = ("dropped_", "masked_", "epoch")
 _LATER_ENDINGS = ("_runtime", "_per_second")
 _SHOWN_CELL_CHARACTERS = 320
+_VERDICTS = frozenset({"bad", "warn", "ok"})
 _COUNT_COLUMNS = frozenset({"count", "documents", "rows", "dropped", "kept"})
 
 
@@ -32,55 +39,73 @@ def results_section(group: list[Report]) -> Html | None:
 
     if not parts:
         return None
+    name, recipe = name_group(group)
     return tag(
         "section.block",
         {"id": f"results-{group[0].record.recipe}"},
-        tag("h3", group[0].record.recipe),
+        tag("h3", name, tag("span.run", recipe) if recipe else None),
         parts,
     )
 
 
 def _figures(report: Report) -> Html:
     """Return the metrics of a single run: a dozen in sight, the rest a click away."""
-    metrics = report.record.metrics
+    metrics, recipe = report.record.metrics, report.record.recipe
+    names = [name for name in metrics if not is_bound(name, metrics)]
     first = [
         name
-        for name in metrics
+        for name in dict.fromkeys((*most_telling(names, recipe), *names))
         if not name.startswith(_LATER_BEGINNINGS) and not name.endswith(_LATER_ENDINGS)
-    ]
-    first = sorted(first, key=lambda name: name not in _FIRST_METRICS)[:_SHOWN_FIGURES]
+    ][:_SHOWN_FIGURES]
 
-    rest = [name for name in metrics if name not in first]
+    rest = [name for name in names if name not in first]
     more = None
     if rest:
         summary = tag("summary", counted(len(rest), "metric", more=True))
-        more = tag("details", summary, _figure_list(metrics, rest))
-    return join([_figure_list(metrics, first), more])
+        more = tag("details", summary, _figure_list(metrics, rest, recipe))
+    return join([_figure_list(metrics, first, recipe), more])
 
 
-def _figure_list(metrics: dict[str, float], names: list[str]) -> Html:
+def _figure_list(metrics: dict[str, float], names: list[str], recipe: str) -> Html:
     items = []
     for name in names:
-        shown = metric(name, metrics[name])
+        shown, bounds = figure_of(name, metrics, recipe), range_of(name, metrics)
         unit = tag("span.unit", shown.unit) if shown.unit else None
-        value = tag("dd", shown.text, unit)
+        interval = tag("span.range", bounds) if bounds else None
+        selector = "dd.chance" if is_at_chance(name, metrics) else "dd"
+        value = tag(selector, shown.text, unit, interval)
         items.append(tag("div", {"title": name}, tag("dt", shown.label), value))
     return tag("dl.figures", items)
 
 
 def _comparison(group: list[Report]) -> Html:
     """Return the metrics of several runs: a row a metric, a column a run."""
-    names = dict.fromkeys(name for report in group for name in report.record.metrics)
+    names = dict.fromkeys(
+        name
+        for report in group
+        for name in report.record.metrics
+        if not is_bound(name, report.record.metrics)
+    )
     rows = []
     for name in names:
-        values = [report.record.metrics.get(name) for report in group]
-        known = next(value for value in values if value is not None)
-        heading = tag("th", {"scope": "row", "title": name}, metric(name, known).label)
-        cells = ["–" if value is None else str(metric(name, value)) for value in values]
+        known = next(report for report in group if name in report.record.metrics)
+        label = metric(name, known.record.metrics[name]).label
+        heading = tag("th", {"scope": "row", "title": name}, label)
+        cells = [
+            _compared(name, report) if name in report.record.metrics else "–" for report in group
+        ]
         rows.append(tag("tr", heading, [tag("td.number", cell) for cell in cells]))
 
     columns = [tag("th.number", {"scope": "col"}, report.label) for report in group]
     return _scrolling_table(tag("tr", tag("td"), columns), rows)
+
+
+def _compared(name: str, report: Report) -> Html:
+    """Return one metric of one run, with its interval as a range below it."""
+    metrics = report.record.metrics
+    bounds = range_of(name, metrics)
+    figure = str(figure_of(name, metrics, report.record.recipe))
+    return join([figure, tag("span.range", bounds) if bounds else None])
 
 
 def _table(name: str, table: dict[str, list[Any]]) -> Html:
@@ -152,7 +177,8 @@ def _cell(column: str, cell: Any, *, right: bool, largest: float | None) -> Html
     text = str(cell)
     shown, more = text[:_SHOWN_CELL_CHARACTERS], len(text) - _SHOWN_CELL_CHARACTERS
     rest = tag("span.muted", f" … {more:,} more characters") if more > 0 else None
-    return tag("td", {"dir": "auto"}, shown, rest)
+    selector = f"td.{text}" if column == "verdict" and text in _VERDICTS else "td"
+    return tag(selector, {"dir": "auto"}, shown, rest)
 
 
 def _picture(name: str, source: str) -> Html:

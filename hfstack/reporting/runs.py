@@ -115,6 +115,17 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
+def name_group(group: Sequence[Report]) -> tuple[str, str | None]:
+    """Return what runs are called: one by its folder, several by their recipe.
+
+    The second text says the recipe of a run whose folder does not.
+    """
+    recipe, label = group[0].record.recipe, group[0].label
+    if len(group) > 1 or not label:
+        return recipe, None
+    return label, recipe if label != recipe else None
+
+
 def label_runs(directories: Sequence[Path]) -> list[str]:
     """Return a label for each directory: as few of its last parts as are unique.
 

@@ -544,3 +544,38 @@ def test_a_malformed_artifact_is_named_with_its_line(tmp_path: Path) -> None:
     state.write_text('{"log_history": [{"loss": 1.0}]}')
     with pytest.raises(DataError, match=r"log_history\[0\].step is None, not a step"):
         read_history(state)
+
+
+def test_results_come_first_with_intervals_as_ranges(tmp_path: Path) -> None:
+    metrics = {"eval_loss": 0.7, "eval_accuracy": 0.52, "eval_baseline_accuracy": 0.5}
+    metrics |= {"eval_accuracy_low": 0.45, "eval_accuracy_high": 0.59}
+    artifacts = {"trainer_state": "trainer_state.json", "samples": "samples.jsonl"}
+    folder = write_training(
+        tmp_path / "mine", curve(), recipe="classify", metrics=metrics, artifacts=artifacts
+    )
+    write_samples(folder / "samples.jsonl", [{"step": 1, "prompt": "a", "completion": "b"}])
+    text = render(folder)
+    places = [text.index(f'<section class="part" id="{name}"') for name in PARTS]
+    assert places == sorted(places)
+    results = text[places[0] : places[1]]
+    assert (
+        '<dd class="chance">52.0<span class="unit">%</span><span class="range">45.0 to 59.0<'
+        in (results)
+    ), "an interval that reaches the commonest class looks like it"
+    assert "accuracy_low" not in results and "nats/row" in results
+    assert '<h3>mine<span class="run">classify</span></h3>' in results, "called by its folder"
+
+
+PARTS = ("results", "samples", "curves")
+
+
+def test_of_a_policy_the_reward_comes_first_and_a_share_fills_its_axis(tmp_path: Path) -> None:
+    names = ("loss", "kl", "ended_share", "entropy", "completions/mean_length", "reward")
+    history = [{"step": step, **dict.fromkeys(names, 0.5 + step / 100)} for step in range(1, 9)]
+    text = render(write_training(tmp_path / "ppo", history, recipe="ppo"))
+    titles = re.findall(r"<figcaption><h4>([^<]*)</h4>(?:<span class=\"unit\">([^<]*))?", text)
+    wanted = [("Reward", ""), ("KL", "nats per token"), ("Length", "tokens")]
+    assert titles[:4] == [*wanted, ("Entropy", "nats per token")]
+    assert ("Loss", "") in titles, "a surrogate is counted in nothing"
+    shares = text[text.index("<h4>Ended share</h4>") :]
+    assert 'data-y="0.0,1.0"' in shares or 'data-y="0,1"' in shares
