@@ -17,8 +17,8 @@ FLOORS = [
     {
         *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
-        *("hints", "option_cache", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
-        *("row_counts", "json_forms", "machine_failures"),
+        *("hints", "option_reading", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
+        *("row_counts", "json_forms", "machine_failures", "progress", "places", "packages"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
@@ -29,12 +29,12 @@ FLOORS = [
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import
 COMMAND_LINE = {
-    *("errors", "logs", "redaction", "shipped", "machine"),
+    *("errors", "logs", "redaction", "shipped", "machine", "places"),
     *("runs.checkpoint_files", "runs.model_folder"),
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
-    *("hints", "option_cache", "machine_failures"),
+    *("hints", "option_reading", "machine_failures", "places"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
     *("cli/chat", "cli/overview"),
@@ -134,7 +134,7 @@ def test_the_command_line_imports_little(name: str):
     used = {other for other in own_imports(MODULES[name]) if not other.startswith("cli.")}
     # a developer's tool, which reads every recipe; what talks to a model that is loaded; and what
     # reads YAML, data files' names and runs, for which a test says that nothing heavy is imported
-    if name not in ("cli.reference", "cli.chat_session", "cli.precheck"):
+    if name not in ("cli.reference", "cli.chat_session", "cli.precheck", "cli.sweep"):
         assert used <= COMMAND_LINE
 
 
