@@ -23,6 +23,7 @@ import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,16 +228,8 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
     }
 
 
-def has_accelerator() -> bool:
-    """Return whether torch finds an accelerator here."""
-    import torch
-
-    return torch.accelerator.is_available()
-
-
 def bf16_hardware() -> str | None:
     """Name the device whose bfloat16 arithmetic is native, or None when there is none."""
-    # Late: a recipe that trains nothing has no such setting, and imports no torch.
     import torch
 
     if torch.cuda.is_available():
@@ -470,7 +463,8 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
     """Choose `use_cpu` and `bf16` by the hardware unless they were given, and log it."""
     chosen: list[str] = []
     is_undecided = values.get("use_cpu") is False and "use_cpu" not in given
-    if is_undecided and not has_accelerator():
+    # Late: a recipe that trains nothing has no such setting, and imports no torch.
+    if is_undecided and not import_module("torch").accelerator.is_available():
         values["use_cpu"] = True
         chosen.append("use_cpu true (no accelerator found)")
 

@@ -37,12 +37,6 @@ _DELIVERY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
-# Everything that a callback is called for after its start.
-_LATER_EVENTS = {name for name in vars(TrainerCallback) if name.startswith("on_")} - {
-    "on_init_end",
-    "on_train_begin",
-}
-
 # Run names and environment variables that were set in this file, and not by the user.
 _set_here: set[str] = set()
 
@@ -294,7 +288,11 @@ def _named_when_it_fails(known: Any, name: str) -> "type[TrainerCallback]":
                 ) from error
 
     Named.upstream = getattr(known, "upstream", known)
-    for event in _LATER_EVENTS:
+    # Everything that a callback is called for after its start.
+    from transformers import TrainerCallback
+
+    later = {event for event in vars(TrainerCallback) if event.startswith("on_")}
+    for event in later - {"on_init_end", "on_train_begin"}:
         handle = getattr(known, event)
         if handle is not getattr(TrainerCallback, event):
             setattr(Named, event, _until_it_fails(handle, name))

@@ -178,7 +178,7 @@ def test_the_chain_and_what_measured_it(story: Path):
 def test_what_a_model_was_applied_to_stays_private(
     story: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ):
-    secret = ["--texts", "Frau Meier ist krank", "--datasets", "/home/anna/patients_2026.csv"]
+    secret = ["--texts", "Frau Meier ist krank", "--datasets", "anna/patients_2026.csv"]
     monkeypatch.setattr("sys.argv", [f"recipes/{recipe}.py", *secret])
     with Run.start(f"recipes/{recipe}.py", story / recipe) as made:
         made.record_inputs(story / "ppo")
