@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 
 
 def is_own_classifier(model_type: str) -> bool:
-    """Return whether a family's classifier is the one here, since transformers has none."""
+    """Return whether a family's classifier is ours, since transformers has none."""
     return model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 

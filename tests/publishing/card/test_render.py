@@ -395,7 +395,9 @@ def test_the_code_of_a_head_that_transformers_lacks_runs_without_hfstack(
     adapter = replace(kind, adapter=True, labels=1)
     text = render_loading(adapter, "a/b", chat=False, base="runs/base")
     assert 'register_classifier(AutoConfig.from_pretrained("runs/base"))' in text
-    assert text.index("register_classifier(") < text.index("AutoPeftModelForSequenceClassification.from")
+    assert text.index("register_classifier(") < text.index(
+        "AutoPeftModelForSequenceClassification.from"
+    )
 
 
 def test_commands_are_as_people_type_them():
