@@ -180,7 +180,8 @@ def _checked(values: dict[str, Any], file: Path) -> Task:
         value = given.get(name, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"--task_file {file}: {name} must be {least} or more, got {value!r}")
-    return Task(**({"name": file.name.partition(".")[0], "folder": file.parent} | given))
+    task: dict[str, Any] = {"name": file.name.partition(".")[0], "folder": file.parent} | given
+    return Task(**task)
 
 
 def _beside(file: Path, path: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy
 from accelerate import Accelerator
@@ -78,7 +78,7 @@ def _generate(
     trainer = InOrderSeq2SeqTrainer(
         model=model,
         args=settings,
-        eval_dataset=held.rows,
+        eval_dataset=cast(Any, held.rows),
         processing_class=tokenizer,
         data_collator=partial(collate_pairs, pad_token_id=padding_id(tokenizer), shift=shift),
         compute_loss_func=token_loss_func(0.0),

@@ -45,10 +45,17 @@ def require_no_noise(model: PreTrainedModel, option: str) -> None:
         option: that switched dropout off, for the message.
 
     Raises:
-        ConfigError: something random is left in training mode.
+        ConfigError: something random is left in training mode, or the model refuses the rows.
     """
-    with torch.random.fork_rng(enabled=True, devices=[]):
-        figure = training_noise(model)
+    try:
+        with torch.random.fork_rng(enabled=True, devices=[]):
+            figure = training_noise(model)
+    # some families train on rows of one length alone
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot train on rows of any length, as PPO asks: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     if not figure.holds:
         raise ConfigError(
             f"{option}: the logits of {type(model).__name__} still change by {figure.value:.2g} of "

@@ -41,7 +41,7 @@ def register_classifier(config: Any) -> None:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         return
 
-    body = MODEL_MAPPING[kind]
+    body: Any = MODEL_MAPPING[kind]
     parents = [one for one in body.__mro__ if issubclass(one, PreTrainedModel)]
     parent = parents[-2]  # the family's own, right below PreTrainedModel
     name = body.__name__.removesuffix("Model") + "ForSequenceClassification"

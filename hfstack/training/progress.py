@@ -94,7 +94,7 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show how far an evaluation is."""
-        batches = kwargs.get("eval_dataloader")
+        batches: Any = kwargs.get("eval_dataloader")
         total = len(batches) if hasattr(batches, "__len__") else None  # not of a stream
         self._batches += 1
         if _draws(args, state):
@@ -114,7 +114,12 @@ class ShowProgress(TrainerCallback):
         self._end_evaluation()
 
     def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
     ) -> None:
         """Close the bar of a prediction."""
         self._end_evaluation()
