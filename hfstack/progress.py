@@ -50,12 +50,16 @@ def follow(items: Iterable[Item], what: str, *, total: int | None = None) -> Ite
             logger.info("%s: %s", what, describe_progress(count, total, last - began))
 
 
-def describe_progress(done: int, total: int | None, seconds: float) -> str:
-    """Return `1,200 of 4,000 (30 %), about 3 minutes left`."""
+def describe_progress(done: int, total: int | None, seconds: float | None = None) -> str:
+    """Return `1,200 of 4,000 (30 %), about 3 minutes left`.
+
+    Args:
+        seconds: that it took so far; None leaves the time left out.
+    """
     if not total:
         return f"{done:,}"
     text = f"{done:,} of {total:,} ({done / total:.0%})".replace("%", " %")
-    if not done or done >= total:
+    if seconds is None or not done or done >= total:
         return text
     return f"{text}, about {round_span(seconds / done * (total - done))} left"
 

@@ -105,7 +105,7 @@ class ShowProgress(TrainerCallback):
             self._evaluation.update()
         elif state.is_world_process_zero and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            logger.info("evaluating: batch %s", describe_progress(self._batches, total, 0))
+            logger.info("evaluating: batch %s", describe_progress(self._batches, total))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -156,7 +156,7 @@ class ShowProgress(TrainerCallback):
 
         self._last_line = now
         done, left = state.global_step - self._first_step, state.max_steps - state.global_step
-        place = describe_progress(state.global_step, state.max_steps, 0)
+        place = describe_progress(state.global_step, state.max_steps)
         span = (now - self._began) / done * left if done else 0
         logger.info(
             "step %s, %s%s", place, self._facts, f", about {round_span(span)} left" if left else ""

@@ -47,7 +47,7 @@ def test_a_log_has_a_line_a_minute_and_one_at_the_end(
 
     assert caplog.messages == [
         "step 20 of 2,000 (1 %), loss 3.8, 12.3k tokens/s, about 16 minutes left",
-        "step 140 of 2,000 (7 %), loss 2.8, 12.3k tokens/s, about 15 minutes left",
+        "step 140 of 2,000 (7 %), loss 2.8, 12.3k tokens/s, about 16 minutes left",
         "step 200 of 2,000 (10 %), loss 2, 12.3k tokens/s, about 15 minutes left",
     ]
 
