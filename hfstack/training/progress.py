@@ -44,6 +44,7 @@ class ShowProgress(TrainerCallback):
     def __init__(self) -> None:
         self._began = self._last_line = 0.0
         self._first_step = 0
+        self._written_step = -1
         self._facts = ""
         self._bar: Any = None
         self._evaluation: Any = None
@@ -153,8 +154,10 @@ class ShowProgress(TrainerCallback):
             return
         if now - self._last_line < LINE_EVERY_S and not at_once:
             return
+        if at_once and self._written_step == state.global_step:
+            return
 
-        self._last_line = now
+        self._last_line, self._written_step = now, state.global_step
         done, left = state.global_step - self._first_step, state.max_steps - state.global_step
         place = describe_progress(state.global_step, state.max_steps)
         span = (now - self._began) / done * left if done else 0

@@ -44,6 +44,7 @@ def test_a_log_has_a_line_a_minute_and_one_at_the_end(
         for step in range(20, 201, 20):
             watched.step(step, loss=4 - step / 100, tokens_per_s=12345.0, grad_norm=1.0)
         watched.send("on_train_end")
+        watched.send("on_train_end")
 
     assert caplog.messages == [
         "step 20 of 2,000 (1 %), loss 3.8, 12.3k tokens/s, about 16 minutes left",
