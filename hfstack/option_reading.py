@@ -28,10 +28,15 @@ class Options:
 
 def read_recipe_options(recipe: Path) -> Options | None:
     """Return the options of a recipe, or None where its source does not say them."""
+    recipe = recipe.absolute()
+    _parse.cache_clear()  # a file may have changed since
     try:
-        fields = {}
+        fields: _Fields = {}
         for annotation in _parameters_of_main(recipe):
-            fields.update(_fields(*_find_class(recipe, annotation)))
+            own = _fields(*_find_class(recipe, annotation))
+            if not own:
+                raise _UnreadableError(f"{ast.unparse(annotation)} is no class of settings")
+            fields.update(own)
     except (_UnreadableError, OSError, SyntaxError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -94,11 +94,12 @@ def main(
         run.record_inputs(name, args.refusal_judge, args.toxicity_classifier)
         asked: dict[str, list[Any]] = {}
         files = {"harmful": args.harmful_prompts, "harmless": args.harmless_prompts}
+        read: SourceLog = {}
         for kind, given in files.items():
-            read: SourceLog = {}
             if sources := as_sources(given, document="line"):
                 asked[kind] = read_prompts(sources, read)
-                run.record_inputs(**{f"{kind}_prompts": describe_sources(sources, read)})
+        both = [*args.harmful_prompts, *args.harmless_prompts]
+        run.record_inputs(prompts=describe_sources(both, read))
 
         trained_on = memory_args.training_text or find_training_text(name)
         texts = {"extracted": trained_on, "control_extracted": memory_args.control_text}

@@ -2,6 +2,7 @@
 called in-process.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from hfstack.logs import setup_logging
+
 ROOT = Path(__file__).parent.parent
 POST_TRAINING = ("sft", "dpo", "kto", "orpo", "ppo", "rloo", "grpo")
 SENTENCES = [
@@ -23,6 +26,17 @@ SENTENCES = [
     "A brave rabbit ran up the hill and saw the whole forest.",
     "They were happy and went home when the sun was low.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def hfstack_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog see each line of hfstack's log once, whatever test ran before.
+
+    pytest listens at the root, and at each logger that does not hand its lines on when a test
+    begins.
+    """
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

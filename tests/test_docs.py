@@ -190,6 +190,7 @@ def test_commands_name_options_that_exist(place: str, recipe: str, options: list
         "node_rank",
         "main_address",
         "retries",
+        "sweep",
         "allow_changed",
     }
     for option in options:

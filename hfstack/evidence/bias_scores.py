@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.context import context_length
 from hfstack.tasks.causal_lm.metrics import score_documents
+from hfstack.tasks.masked_lm.model import logits_where
 from hfstack.tokens.fast_encoding import document_start_id
 from hfstack.tokens.seams import encode_joined
 from hfstack.tokens.special_tokens import IGNORED_LABEL
@@ -213,17 +214,20 @@ def _add_up(
             labels[row, :length] = torch.tensor(query.labels)
             mask[row, :length] = 1
 
-        # A causal model never looks at the padding on its right, and some read no mask.
-        extra = {"attention_mask": mask.to(model.device)} if masked else {"use_cache": False}
-        logits = model(input_ids=ids.to(model.device), **extra).logits  # (B, T, V)
-        if not masked:
-            logits, labels = logits[:, :-1], labels[:, 1:]  # (B, T - 1, V), (B, T - 1)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        if masked:
+            scored = labels != IGNORED_LABEL
+            places = scored.to(model.device)
+            rows = logits_where(model, places, input_ids=ids, attention_mask=mask)  # (n, V)
+        else:
+            # A causal model never looks at the padding on its right, and some read no mask.
+            labels = labels[:, 1:]  # (B, T - 1)
+            scored = labels != IGNORED_LABEL
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
+            rows = logits[scored.to(model.device)]  # (n, V)
 
-        scored = labels != IGNORED_LABEL
-        rows = logits[scored.to(logits.device)].float()  # (n, V): only the scored positions
-        loss = torch.nn.functional.cross_entropy(
-            rows, labels[scored].to(rows.device), reduction="none"
-        )  # (n,)
+        targets = labels[scored].to(model.device)  # (n,)
+        loss = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="none")  # (n,)
         owner = torch.tensor([query.item for query in batch])[scored.nonzero()[:, 0]]  # (n,)
         totals.index_add_(0, owner, -loss.double().cpu())
     return totals.tolist()

@@ -55,7 +55,9 @@ class LastTokenClassifier(PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        setattr(self, self.base_model_prefix, AutoModel.from_config(config))
+        setattr(
+            self, self.base_model_prefix, AutoModel.from_config(config, trust_remote_code=False)
+        )
         hidden_size = config.get_text_config().hidden_size
         self.score = nn.Linear(hidden_size, config.num_labels, bias=False)
         self.post_init()

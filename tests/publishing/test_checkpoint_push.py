@@ -158,4 +158,12 @@ def test_every_recipe_that_trains_pushes_this_way(recipe: str):
     """A Trainer that sees --push_to_hub makes a public repository before a callback could stop
     it."""
     text = (ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8")
-    assert "protect(run, push_checkpoints(training_args))" in text
+    shared = {"dpo": "preferences/alignment", "rloo": "rl/online"}
+    shared |= {"kto": shared["dpo"], "orpo": shared["dpo"], "grpo": shared["rloo"]}
+    if recipe not in shared:
+        assert "protect(run, push_checkpoints(training_args))" in text
+        return
+
+    # these recipes hand it to the package of their task, which protects
+    task = (ROOT / "hfstack" / "tasks" / f"{shared[recipe]}.py").read_text(encoding="utf-8")
+    assert "push_checkpoints(training_args)" in text and "*protect(run, push)" in task

@@ -11,6 +11,8 @@ from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.render import render_card
 from hfstack.publishing.files import detect_kind
 from hfstack.publishing.lineage import follow_chain
+from hfstack.reporting.page import render_page
+from hfstack.reporting.runs import load_runs
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from tests.tiny_encoder import save_tiny_bert
@@ -58,6 +60,9 @@ def test_pairs_of_ones_own_are_measured_recorded_and_on_the_card(
     assert metrics["pairs_sentence_share"] == pytest.approx(sum(preferred) / 3)
     said = capsys.readouterr()
     assert "pairs_sentence_share: " in said.out and "too few rows to say much" in said.err
+
+    page = render_page(load_runs([str(folder / "bias")]), title="x", made=datetime.now(UTC))
+    assert "<h4>Pairs sentence</h4>" in page and "Shorter share" in page
 
     text = card()
     assert "Pairs sentence share (`pairs_sentence_share`)" in text.split("### Bias")[1]

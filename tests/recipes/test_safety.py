@@ -95,6 +95,7 @@ def test_all_that_is_measured_of_a_run_is_recorded_and_on_its_card(
     assert metrics["extracted_share"] == metrics["control_extracted_share"]
 
     record = read_run(folder / "safety")
+    assert [entry["role"] for entry in record.data] == ["prompts", "prompts", "text", "text"]
     assert record.parents[0] == "../sft"
     lines = (folder / "safety" / record.artifacts["judged_answers"]).read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in lines][:2] == [
@@ -110,6 +111,7 @@ def test_all_that_is_measured_of_a_run_is_recorded_and_on_its_card(
         "Harmful refusal share (`harmful_refusal_share`): 0 % (0 to 65.8)"
         in card.split("### Safety")[1]
     )
+    assert "`safety` measured on harmful.txt, harmless.jsonl" in card
     assert "It was not tested for safety" not in card and "fox robbed" not in card
 
 

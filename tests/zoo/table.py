@@ -1,5 +1,6 @@
 """Write docs/models.md of the results of the matrix."""
 
+import textwrap
 from collections import Counter
 
 from transformers import __version__
@@ -72,7 +73,10 @@ def write_table(cells: list[Cell]) -> str:
     for cell in sorted(cells, key=lambda cell: (cell.kind, cell.family)):
         if cell.state != "works":
             state = "" if cell.state == "refused" else f"**{cell.state}** "
-            lines.append(f"- {cell.family}, {cell.name}: {state}{_plain(cell.reason)}")
+            reason = f"- {cell.family}, {cell.name}: {state}{_plain(cell.reason)}"
+            lines += textwrap.wrap(
+                reason, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
     return "\n".join(lines) + "\n"
 
 

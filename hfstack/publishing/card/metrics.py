@@ -1,7 +1,7 @@
 """The metrics of a card, with intervals, and those of the Hub's model index."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
@@ -157,11 +157,23 @@ def model_index_results(found: list[Result], kind: PublishedKind) -> list[EvalRe
 
 def evaluated_on(link: RunLink) -> tuple[str, str | None, str | None]:
     """Return name, revision and split of the data that a run was measured on."""
-    roles = {entry.get("role"): entry for entry in link.record.data}
-    entry = next((roles[role] for role in ("eval", "prompts", "train") if role in roles), None)
-    if entry is None:
+    roles: dict[str, list[dict[str, Any]]] = {}
+    for entry in link.record.data:
+        roles.setdefault(str(entry.get("role")), []).append(entry)
+    named = next(
+        (roles[role] for role in ("eval", "prompts", "train", "text") if role in roles), None
+    )
+    if named is None:
         return NOT_RECORDED, None, None
 
+    found = list(dict.fromkeys(_data_of(entry, link) for entry in named))
+    if len(found) == 1:
+        return found[0]
+    # no revision and no split is that of all of them
+    return ", ".join(dict.fromkeys(name for name, _, _ in found)), None, None
+
+
+def _data_of(entry: dict[str, Any], link: RunLink) -> tuple[str, str | None, str | None]:
     path, revision = str(entry["path"]), entry.get("revision")
     if not entry.get("files"):
         return path, revision, entry.get("split")

@@ -263,7 +263,9 @@ def _refuse_missing_columns(
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             several = several_zero_one(rows)
             way = f" (several columns of 0 and 1: {' '.join(several)})" if several else ""
-            close = closest(absent[0], rows.column_names)
+            # a column of another name that is read already is not meant
+            others = [c for c in rows.column_names if c not in columns]
+            close = closest(absent[0], others)
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "

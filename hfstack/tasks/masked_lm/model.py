@@ -9,6 +9,7 @@ Legend: B rows, T positions, n scored positions of the batch, d hidden size, V v
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,33 @@ class ScoredTokens(ModelOutput):
     """(B, 3) in evaluation: summed loss in nats, first choices that were right, tokens scored"""
 
 
+def logits_where(
+    model: PreTrainedModel,
+    scored: Tensor,
+    *,
+    forward: Callable[..., Any] | None = None,
+    **inputs: Any,
+) -> Tensor:
+    """Return the logits (n, V) at some positions, computing the head there alone.
+
+    A model that is not in `HEADS` computes it everywhere.
+
+    Args:
+        scored: (B, T), which positions.
+        forward: the model's own, where it was replaced.
+        inputs: `input_ids` and what else the model reads.
+    """
+    names = HEADS.get(model.config.model_type)
+    # A PeftModel's base has the head in it.
+    if names is None or not isinstance(model, PreTrainedModel):
+        return (forward or model)(**inputs).logits[scored]
+
+    rows = model.base_model(**inputs)[0][scored]  # (n, d)
+    for name in names:
+        rows = model.get_submodule(name)(rows)  # (n, V) in the end
+    return rows
+
+
 def score_only_masked(model: PreTrainedModel) -> bool:
     """Make a forward with labels return a loss, and counts in evaluation, not logits.
 
@@ -52,7 +80,6 @@ def score_only_masked(model: PreTrainedModel) -> bool:
     accumulated. A model that is not in `HEADS` computes its own logits first, and False is
     returned. A forward without labels is unchanged.
     """
-    names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
     # the Trainer reads the signature to know which columns to keep
@@ -69,14 +96,7 @@ def score_only_masked(model: PreTrainedModel) -> bool:
             return stock_forward(input_ids=input_ids, **inputs)
 
         scored = labels != IGNORED_LABEL  # (B, T)
-
-        if names is None:
-            rows = stock_forward(input_ids=input_ids, **inputs).logits[scored]  # (n, V)
-        else:
-            rows = self.base_model(input_ids=input_ids, **inputs)[0][scored]  # (n, d)
-            for name in names:
-                rows = self.get_submodule(name)(rows)  # (n, V) in the end
-
+        rows = logits_where(self, scored, forward=stock_forward, input_ids=input_ids, **inputs)
         targets = labels[scored]  # (n,)
         losses = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="none")  # (n,)
         count = num_items_in_batch if num_items_in_batch is not None else scored.sum()
@@ -92,7 +112,7 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         return ScoredTokens(loss=loss, counts=counts)
 
     model.forward = types.MethodType(forward, model)
-    return names is not None
+    return model.config.model_type in HEADS
 
 
 def training_flops_per_token(

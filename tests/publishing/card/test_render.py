@@ -185,7 +185,8 @@ def test_what_a_model_was_applied_to_stays_private(
         made.finish({"texts": 1, "rows": 20})
     card = card_of(story / "ppo")
     assert "win_rate" in card
-    assert "Meier" not in card and "patients" not in card and recipe not in card
+    assert "Meier" not in card and "patients" not in card
+    assert not re.search(rf"\b{recipe}\b", card)
 
 
 def test_the_card_describes_the_whole_chain(story: Path):
@@ -294,8 +295,22 @@ def test_what_is_missing_is_said(story: Path, tmp_path: Path):
         "No samples were recorded.",
         "No metric has an interval.",
         "Whether it treats groups of people",
+        "It was not tested for safety.",
+        "stand in its training text was not checked.",
     ):
         assert part in text, part
+
+    # and no more where a run has looked
+    record = json.loads((story / "pretrain" / "run.json").read_text())
+    counts = {"eval_rows": 20, "eval_rows_checked": 18, "overlapping": 3, "whole": 1}
+    record["rows"]["contamination"] = counts | {"train_texts": 90, "train_texts_checked": 40}
+    (story / "pretrain" / "run.json").write_text(json.dumps(record))
+    text = card_of(story / "pretrain")
+    assert (
+        "- pretrain: 3 of 18 evaluation rows share a run of 13 words with 40 of 90 training texts, "
+        "1 stand there whole; 2 rows were not compared"
+    ) in text
+    assert "was not checked" not in text
     with Run.start("recipes/sft.py", tmp_path / "bare") as run:
         (tmp_path / "bare" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         run.record.versions, run.record.commit = {}, None
