@@ -67,20 +67,25 @@ class LastTokenClassifier(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
+        *,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """Return logits (B, C) of the last token of each row.
 
         Args:
             input_ids: (B, T), padded on either side; None with `inputs_embeds`.
             attention_mask: (B, T), 1 where a token is no padding; None: no padding.
             inputs_embeds: (B, T, d), in place of token ids.
+            use_cache: whether the transformer keeps a cache; None as its configuration says.
+            return_dict: False for a tuple.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None, "either token ids or their embeddings"
         if attention_mask is None:
             attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
 
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
         outputs = self.base_model(
             **{name: value for name, value in inputs.items() if value is not None},
             attention_mask=attention_mask,
@@ -89,4 +94,4 @@ class LastTokenClassifier(PreTrainedModel):
         last = (places * (attention_mask != 0)).argmax(dim=1)  # (B,)
         rows = torch.arange(len(last), device=given.device)  # (B,)
         logits = self.score(outputs[0][rows, last])  # (B, C)
-        return SequenceClassifierOutput(logits=logits)
+        return (logits,) if return_dict is False else SequenceClassifierOutput(logits=logits)

@@ -59,25 +59,28 @@ def plain_loss(folder: Path, batch: dict[str, Tensor]) -> float:
     """Return the mean loss of a batch's documents, each read alone."""
     model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
     total, count = 0.0, 0
-    for ids, labels in documents(batch):
-        targets = labels[1:]
+    for ids, targets in documents(batch):
         if not (targets != IGNORED).any():
             continue
         with torch.no_grad():
-            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double()  # (T, V)
+            logits = model(input_ids=ids[None], use_cache=False).logits[0].double()  # (T, V)
+            logits = logits[: len(targets)]
         total += float(cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
         count += int((targets != IGNORED).sum())
     return total / count
 
 
 def documents(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield token ids and labels of each document of a batch, without padding."""
+    """Yield token ids of each document of a batch, without padding, and what follows each token.
+
+    The last token of a document in a block is followed by the first one of the next document.
+    """
     ids, labels = batch["input_ids"], batch["labels"]
     for row in range(len(ids)):
         if "position_ids" in batch:
             starts = (batch["position_ids"][row] == 0).nonzero()[:, 0].tolist()
             for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
-                yield ids[row, start:end], labels[row, start:end]
+                yield ids[row, start:end], labels[row, start + 1 : end + 1]
         else:
             mask = batch.get("attention_mask", torch.ones_like(ids))[row].bool()
-            yield ids[row][mask], labels[row][mask]
+            yield ids[row][mask], labels[row][mask][1:]
