@@ -4,7 +4,6 @@ The matrix writes configurations alone, since nothing is loaded; a few pairs run
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -236,7 +235,6 @@ def test_generate_writes_no_noise(run_recipe, bert, tmp_path: Path) -> None:
 def test_a_head_that_is_new_is_refused_where_it_is_used_and_logged_where_it_is_trained(
     tmp_path: Path, tiny_tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch, bert
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "handlers", [caplog.handler])
     config = LlamaConfig(
         vocab_size=300,
         hidden_size=16,

@@ -1,7 +1,6 @@
 """How rows were rendered is recorded, and what follows in the chain is held to it."""
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,10 +150,9 @@ def test_other_rows_templates_and_tokenizers_are_refused(trained) -> None:
 
 
 def test_a_reward_model_reads_what_it_was_trained_on(
-    trained, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    trained, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, chat = (str(trained(form, recipe="reward")) for form in ("plain", "chat"))
-    monkeypatch.setattr(logging.getLogger("hfstack"), "handlers", [caplog.handler])
     of_text, of_turns = RewardModel(plain), RewardModel(chat)
     text = encode_answer(of_text.tokenizer, "hi", "ho")[0]
     turns = encode_answer(of_text.tokenizer, TURN, ANSWER)[0]
