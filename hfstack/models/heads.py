@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
@@ -290,7 +291,9 @@ def require_equal_ends(config: PreTrainedConfig, rows: Iterable[Sequence[int]]) 
         ConfigError: a row holds no end token, or not as many as the others.
     """
     end: Any = config.eos_token_id
-    if not config.is_encoder_decoder:
+    # the decoder of such a family, kept alone, becomes its encoder-decoder here
+    is_such = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    if not config.is_encoder_decoder and not is_such:
         return
     counts = {list(row).count(end) for row in rows}
     if len(counts) > 1 or 0 in counts:

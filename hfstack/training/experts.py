@@ -21,6 +21,7 @@ from hfstack.models.probes import random_ids
 logger = get_logger(__name__)
 
 _REQUEST = "output_router_logits"
+_EXPERTS = ("num_local_experts", "n_routed_experts")
 
 
 def settle_router_loss(trainer: Trainer) -> None:
@@ -35,6 +36,7 @@ def settle_router_loss(trainer: Trainer) -> None:
 
     model = trl.accelerator.unwrap_model(trl.model)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name_experts(inner.config.get_text_config())
     # in shards one process cannot run the model
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     problem = None if sharded else _router_loss_problem(inner)
@@ -53,6 +55,18 @@ def settle_router_loss(trainer: Trainer) -> None:
     trl.aux_loss_enabled = False
     setattr(config, _REQUEST, False)
     logger.warning("%s is trained without a loss of its routers: %s", type(inner).__name__, problem)
+
+
+def name_experts(config: Any) -> None:
+    """Give the number of experts the name by which TRL's loss asks for it.
+
+    Granite's families call it `num_local_experts`, without the alias that Mixtral's has. What is
+    saved keeps the family's own name.
+    """
+    own = next((name for name in _EXPERTS if hasattr(config, name)), None)
+    if own is not None and not hasattr(config, "num_experts"):
+        family = type(config)
+        family.attribute_map = {**family.attribute_map, "num_experts": own}
 
 
 def _weight(trainer: Any) -> float:

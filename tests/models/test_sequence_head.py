@@ -75,5 +75,7 @@ def test_an_encoder_decoder_needs_one_end_token_a_text() -> None:
     bart = BartConfig(eos_token_id=2)
     require_equal_ends(bart, [[5, 2], [6, 7, 2]])
     require_equal_ends(LlamaConfig(eos_token_id=2), [[5], [6, 2]])
+    with pytest.raises(ConfigError, match="of which these texts hold 0"):
+        require_equal_ends(BartConfig(eos_token_id=2, is_encoder_decoder=False), [[5], [6]])
     with pytest.raises(ConfigError, match=r"\(id 2\) of each text, of which these texts hold 0, 1"):
         require_equal_ends(bart, [[5, 2], [6]])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DogeConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, DogeConfig, GraniteMoeConfig, MixtralConfig
 
 from hfstack.errors import ConfigError
 from hfstack.training.experts import settle_router_loss
@@ -47,6 +47,14 @@ def test_a_mixture_keeps_its_loss_and_can_generate() -> None:
     # TRL asks with each batch, and gets the loss
     outputs = trainer.model(ids, attention_mask=torch.ones_like(ids), output_router_logits=True)
     assert outputs.aux_loss.item() > 0
+
+
+def test_trl_finds_the_number_of_experts_and_the_family_saves_its_own_name() -> None:
+    trainer = trainer_of(GraniteMoeConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1))
+    settle_router_loss(trainer)
+    assert trainer.aux_loss_enabled and trainer.model.config.num_experts == 2
+    saved = trainer.model.config.to_dict()
+    assert saved["num_local_experts"] == 2 and "num_experts" not in saved
 
 
 def test_a_model_without_such_a_loss_is_trained_without_it() -> None:
