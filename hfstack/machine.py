@@ -1,4 +1,4 @@
-"""Describe the processor of this machine.
+"""Describe this machine: its processor, and the addresses that only itself can reach.
 
 Standard library only, because the command line reads it before anything heavy is imported.
 """
@@ -7,6 +7,9 @@ import os
 import platform
 import re
 from pathlib import Path
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+"""Addresses that nobody else can reach."""
 
 
 def count_cores() -> int:

@@ -2,11 +2,14 @@
 called in-process.
 """
 
+import importlib.util
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # a test never downloads; set before any Hugging Face import
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,6 +49,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set HFSTACK_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that logs its requests; the test is skipped with a message without it."""
+    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if None in paths.values() or importlib.util.find_spec("selenium") is None:
+        pytest.skip("no browser: install chromium, chromium-driver and the extra dev")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = paths["chromium"]
+    quiet = ("disable-background-networking", "disable-component-update", "no-first-run")
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", *quiet):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(paths["chromedriver"]))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

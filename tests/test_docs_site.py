@@ -4,15 +4,12 @@ answers in a browser that opened it from the disk.
 Needs the extra docs (`make docs-site`); the browser's part needs chromium too.
 """
 
-import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +61,6 @@ def test_no_page_names_anything_to_load_from_outside(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"url\([\"']?(?:https?:)?//|@import", text), sheet.name
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium that records its requests."""
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if None in paths.values() or importlib.util.find_spec("selenium") is None:
-        pytest.skip("no browser: install chromium, chromium-driver and the extra dev")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths["chromium"]
-    quiet = ("disable-background-networking", "disable-component-update", "no-first-run")
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", *quiet):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(paths["chromedriver"]))
-    yield driver
-    driver.quit()
 
 
 def search(browser: Any, page: Path, words: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from hfstack.cli.supervise import say
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
+from hfstack.machine import LOOPBACK_NAMES
 from hfstack.runs.model_folder import find_causal_lm
 
 _DESCRIPTION = """\
@@ -29,7 +30,6 @@ examples:
     -d '{"model": "runs/sft", "messages": [{"role": "user", "content": "Write a story."}]}'
 """
 _PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_serve(verbs: Any) -> None:
@@ -100,7 +100,7 @@ def _confirm_address(host: str, *, agreed: bool) -> None:
     Raises:
         ConfigError: the answer is no, or nobody is there to answer.
     """
-    if host in _LOOPBACK:
+    if host in LOOPBACK_NAMES:
         return
     say(f"--host {host}: whoever reaches this address can use the model, without a password")
     if agreed:

@@ -81,6 +81,8 @@ _CHANCE = {
     "win_rate_length_controlled": 0.5,
     "eval_gain_over_length": 0.0,
 }
+
+# Endings of names that are no result: times, sizes, ends of intervals, counts.
 _CLOCKS = (
     "_runtime",
     "_per_second",
@@ -91,6 +93,8 @@ _CLOCKS = (
     "_high",
     "num_tokens",
 )
+
+# Names that say how much was done, not how well.
 _NO_RESULT = frozenset(
     {
         "epoch",

@@ -26,6 +26,7 @@ from hfstack.feedback.access import LEAD, Guard, RateLimit, find_name, token_of
 from hfstack.feedback.desk import Desk
 from hfstack.feedback.export import anonymous_rows
 from hfstack.logs import get_logger
+from hfstack.machine import LOOPBACK_NAMES
 
 logger = get_logger(__name__)
 
@@ -51,7 +52,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 # Far above what a person does, and below what guessing a token would need.
 _PER_S, _BURST = 20.0, 60.0
 _WRONG_PER_S, _WRONG_BURST = 0.2, 20.0

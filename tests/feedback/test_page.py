@@ -3,13 +3,11 @@
 Skipped with a message where there is no chromium (Debian: chromium and chromium-driver).
 """
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +23,6 @@ HOSTILE = (
     "![x](http://192.0.2.7/b.png) [link](http://192.0.2.7/c) <style>body{display:none}</style>"
     '<svg onload="document.title=1"></svg> javascript:alert(1) \u202e http://192.0.2.7/d'
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One headless Chromium for all tests of this file."""
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if None in paths.values() or importlib.util.find_spec("selenium") is None:
-        pytest.skip("no browser: install chromium, chromium-driver and the extra dev")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths["chromium"]
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    for quiet in ("disable-background-networking", "disable-component-update", "no-first-run"):
-        options.add_argument(f"--{quiet}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(paths["chromedriver"]))
-    yield driver
-    driver.quit()
 
 
 class Page:

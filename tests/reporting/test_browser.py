@@ -1,8 +1,5 @@
 """Pages in a real browser, wide and narrow, light and dark: nothing overflows, all can be read."""
 
-import importlib.util
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +42,6 @@ const fetched = performance.getEntriesByType("resource").map((entry) => entry.na
   .filter((name) => !name.startsWith("data:"));
 return [tooWide, [...new Set(faint)], fetched];
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if None in paths.values() or importlib.util.find_spec("selenium") is None:
-        pytest.skip("no browser: install chromium, chromium-driver and the extra dev")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths["chromium"]
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=Service(paths["chromedriver"]))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

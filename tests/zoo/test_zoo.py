@@ -43,7 +43,7 @@ def test_a_family_holds_what_recipes_rely_on(family: str, tmp_path: Path) -> Non
 def test_the_table_counts_what_works_and_names_what_does_not() -> None:
     cells = [
         Cell(CAUSAL, "opt", "packing", "works", "mask, 1e-07", {"cpu_s": 40.0}),
-        Cell(CAUSAL, "mamba", "packing", "refused", "/tmp/x/mamba cannot", {"cpu_s": 20.0}),
+        Cell(CAUSAL, "mamba", "packing", "refused", "/models/mamba cannot", {"cpu_s": 20.0}),
         Cell(CAUSAL, "blt", "build", "refused", "too large"),
         Cell(ENCODER, "bert", "tag", "traceback", "KeyError"),
     ]

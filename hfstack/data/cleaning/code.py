@@ -145,6 +145,8 @@ _FIRST_WORDS = frozenset(
     "call use type allocate print if elif else while for with except try finally class def case "
     "default using break continue begin do then fi done esac loop".split()
 )
+
+# What a document must hold somewhere before its lines are looked at one by one.
 _CODE_MARKS = (
     "=",
     "(",
