@@ -1,4 +1,4 @@
-"""Describe this machine: its processor, and the addresses that only itself can reach.
+"""Describe this machine: its processor, and the addresses of its own.
 
 Standard library only, because the command line reads it before anything heavy is imported.
 """
