@@ -90,6 +90,7 @@ def test_loss_and_gradients_are_those_of_trl(kind: Kind, temperature: float) -> 
     assert loss.item() == pytest.approx(scaled.item(), rel=1e-5)
     assert divergence.item() == pytest.approx(reference.item(), rel=1e-5)
     for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad is not None and other.grad is not None
         assert torch.allclose(mine.grad, other.grad.reshape(mine.shape), rtol=1e-3, atol=1e-5)
 
     # and its older one, from all logits
