@@ -1,6 +1,5 @@
 """Settings of a YAML file that belong to its own data."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,7 @@ def test_what_describes_the_examples_data_does_not_touch_other_data(
     flags: list[str],
     expected: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     caplog.set_level("INFO")
     settings = read(recipe, "--output_dir", "out", *flags)
     assert {name: settings[name] for name in expected} == expected

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,6 @@ def test_what_cannot_be_looked_at_is_not_missing(tmp_path: Path, code: int) -> N
 def test_reading_is_tried_four_times_and_each_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     waits: list[float] = []
     monkeypatch.setattr("hfstack.disk.time.sleep", waits.append)
     calls: list[int] = []

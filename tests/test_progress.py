@@ -45,7 +45,6 @@ def test_a_log_gets_a_line_a_minute(
 
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
     monkeypatch.setattr(time, "monotonic", lambda: clock)
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="hfstack"):
         assert list(follow(items(), "reading rows", total=1024)) == list(range(1024))
 

@@ -1,7 +1,6 @@
 """Sources, splits, streams and the messages that a wrong one gives."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from hfstack.errors import ConfigError, DataError
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with its own cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"

@@ -287,10 +287,7 @@ def test_a_cpu_process_holds_more_than_its_tensors(read: Any) -> None:
     assert gpu.with_allocator(work) is work and assess(work).allocator == 0
 
 
-def test_a_plan_for_a_cpu_says_how_exact_it_is(
-    read: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+def test_a_plan_for_a_cpu_says_how_exact_it_is(read: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="hfstack")
     work = FAST.with_allocator(read("sft", SFTConfig, max_length=32))
     needs = assess(work)

@@ -1,6 +1,5 @@
 """What is published, shown or exported of a run lies in its folder, wherever links lead."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,10 +141,8 @@ def test_samples_that_a_link_leads_to_are_not_shown(tmp_path: Path, private: Pat
 def test_a_report_of_a_folder_leaves_out_what_links_lead_to(
     tmp_path: Path,
     private: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     ours = write_run(tmp_path / "runs" / "a", recipe="sft")
     linked = link(tmp_path / "runs" / "b", private / "other")
     link(tmp_path / "runs" / "c", private)

@@ -231,13 +231,11 @@ def test_a_model_that_does_not_read_its_source_is_reported(
     inputs: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = BartForConditionalGeneration.from_pretrained(inputs / "bart")
     torch.nn.init.zeros_(model.model.decoder.layers[0].encoder_attn.out_proj.weight)
     model.save_pretrained(tmp_path / "blind")
     tiny_bert_tokenizer().save_pretrained(tmp_path / "blind")
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     metrics = seq2seq(model_name_or_path=tmp_path / "blind", learning_rate=1e-9)
     assert metrics["eval_source_gain"] == pytest.approx(0, abs=1e-4)
     assert "the model hardly reads its source" in caplog.text

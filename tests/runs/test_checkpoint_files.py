@@ -5,7 +5,6 @@ it is used.
 import collections
 import hashlib
 import json
-import logging
 import struct
 import zipfile
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import CheckpointError
-from hfstack.logs import setup_logging
 from hfstack.machine_failures import says_disk_is_full
 from hfstack.runs.checkpoint_files import (
     check_checkpoint,
@@ -26,13 +24,6 @@ from hfstack.runs.checkpoint_files import (
     size_bytes,
 )
 from hfstack.runs.manifest import INCOMPLETE, MANIFEST, read_manifest_settings, write_manifest
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 def checkpoint(folder: Path, step: int, *, manifest: bool = True, shards: int = 1) -> Path:

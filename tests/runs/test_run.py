@@ -1,7 +1,6 @@
 """run.json: written whole, closed with the truth, never overwritten by another run."""
 
 import json
-import logging
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from transformers import TrainingArguments
 
 from hfstack.disk import describe_file
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
-from hfstack.logs import setup_logging
 from hfstack.redaction import redact
 from hfstack.runs.environment import refuse_wrong_world_size
 from hfstack.runs.record import changed_settings, read_run
@@ -148,11 +146,7 @@ def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
             start(tmp_path)
 
 
-def test_a_killed_run_is_recognised(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
-) -> None:
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with start(tmp_path) as run:
         ours = dict(run.record.process)
         assert ours["started_ticks"] > 0

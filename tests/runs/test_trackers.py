@@ -3,7 +3,6 @@ resumed.
 """
 
 import json
-import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,7 +249,6 @@ def test_a_tracker_that_dies_later_is_left_out_and_the_run_goes_on(
             calls.append("on_save")
             raise Preempted("stopped by SIGTERM")
 
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Dying)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["tensorboard"])
     state, control = TrainerState(), TrainerControl()

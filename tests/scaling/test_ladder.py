@@ -176,9 +176,8 @@ def test_blocks_that_are_read() -> None:
 
 
 def test_an_architecture_without_a_formula_is_measured_and_said(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     neox = {
         "model_type": "gpt_neox",
         "hidden_size": 64,

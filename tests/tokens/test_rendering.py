@@ -1,12 +1,10 @@
 """What a chat template leaves out of a conversation is found, and nothing else."""
 
-import logging
 from typing import Any
 
 import pytest
 
 from hfstack.errors import DataError
-from hfstack.logs import setup_logging
 from hfstack.tokens.rendering import find_missing, log_other_prompts, log_unread_keys
 from hfstack.tokens.turns import read_tools, read_turns
 from tests.tiny_tokenizers import byte_bpe
@@ -97,10 +95,8 @@ def test_a_template_that_refuses_is_one_line() -> None:
 
 
 def test_a_prompt_that_opens_a_thought_is_named_where_answers_have_none(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     tokenizer = byte_bpe()
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -114,10 +110,8 @@ def test_a_prompt_that_opens_a_thought_is_named_where_answers_have_none(
 
 
 def test_keys_that_the_template_does_not_mention_are_counted(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     tokenizer = byte_bpe()
     tokenizer.chat_template = SIMPLE + "{{ messages[0].name }}"
     turns = [turn | {"name": "n", "time": 7, "weight": 0} for turn in TALK]

@@ -2,7 +2,6 @@
 NaN."""
 
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -140,9 +139,8 @@ def test_samples_of_steps_taken_again_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_warm_up_longer_than_half_of_the_steps_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     state, control = TrainerState(max_steps=13), TrainerControl()
     for warmup_steps, warned in [(50, True), (7, True), (6, False), (0.05, False)]:
         caplog.clear()

@@ -3,7 +3,6 @@ changes nothing.
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -36,7 +35,6 @@ from hfstack.errors import (
     MachineError,
     Preempted,
 )
-from hfstack.logs import setup_logging
 from hfstack.runs.checkpoint_files import find_damage
 from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
@@ -48,13 +46,6 @@ from hfstack.training.divergence import SkipSpikes
 from hfstack.training.saving import save_trained
 
 TOKENS = 12
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 class At(TrainerCallback):

@@ -7,19 +7,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import DataError
-from hfstack.logs import setup_logging
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from hfstack.training import checks
 
 EOS = 0
 MASKED = checks.IGNORED_LABEL
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture

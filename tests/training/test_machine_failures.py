@@ -1,7 +1,6 @@
 """The machine fails in the middle of a run: one line, nothing lost; a bug keeps its traceback."""
 
 import errno
-import logging
 import os
 import resource
 import shutil
@@ -77,8 +76,7 @@ def train(tmp_path: Path, tiny_llama: Path, tiny_tokenizer: Any, monkeypatch: py
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+def log(caplog: pytest.LogCaptureFixture) -> Any:
     return caplog
 
 

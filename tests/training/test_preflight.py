@@ -96,8 +96,7 @@ def checked_tags(trainer: Trainer) -> Trainer:
     return checked(trainer, WORDS, found)
 
 
-def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "hfstack")
     trainer = build(tmp_path, rows(), gradient_accumulation_steps=2, held_out=rows(seed=1))
     before = torch.random.get_rng_state()
@@ -144,10 +143,7 @@ def test_a_model_that_averages_over_its_part_of_the_batch_is_refused(tmp_path):
     checked_tags(build(tmp_path, rows(), compute_loss_func=None))
 
 
-def test_held_out_rows_that_are_trained_on_are_counted(
-    tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch
-):
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+def test_held_out_rows_that_are_trained_on_are_counted(tmp_path, caplog: pytest.LogCaptureFixture):
     checked(build(tmp_path, rows(), held_out=rows(10)[6:] + rows(2, seed=1)), WORDS)
     assert "2 of 6 different held-out rows are trained on too" in caplog.text
 

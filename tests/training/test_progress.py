@@ -22,7 +22,6 @@ class Watched:
         self.state = TrainerState(is_world_process_zero=True, max_steps=2000)
         self.shown, self.seconds = ShowProgress(), 0.0
         monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
     def send(self, event: str, **kwargs: Any) -> None:
         getattr(self.shown, event)(self.args, self.state, TrainerControl(), **kwargs)

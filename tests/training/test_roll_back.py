@@ -3,7 +3,6 @@ is refused.
 """
 
 import copy
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hfstack.errors import CheckpointError, ConfigError, DivergedError
-from hfstack.logs import setup_logging
 from hfstack.runs.environment import is_sharded, uses_deepspeed
 from hfstack.training.divergence import find_rows
 from hfstack.training.roll_back import RollBackSpikes, load_weights_and_moments
@@ -30,13 +28,6 @@ SPIKY: dict[str, Any] = {
     "max_steps": 24,
     "learning_rate": 1e-3,
 }
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Weights are saved before they are scored, loaded again to compare, and found by a rerun."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from hfstack.errors import CheckpointError
-from hfstack.logs import setup_logging
 from hfstack.runs.record import RunRecord, read_run
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.callbacks import SampleTable
@@ -26,13 +24,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo with an adapter": ("dpo", LORA),
     "ppo": ("ppo", {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 def vowels(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

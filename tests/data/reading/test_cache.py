@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,8 @@ def test_failed_read_leaves_no_cache(tmp_path: Path, cache: Path) -> None:
 
 
 def test_report_and_quarantine_are_repeated_from_the_cache(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, "{", {"n": None}])
     for run in ("one", "two"):
         caplog.clear()
@@ -127,9 +125,7 @@ def test_a_damaged_cache_is_made_again(
     cache: Path,
     name: str,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
     load_rows([data_file(path)])
     damaged = next(cache.glob(f"*/{name}"))

@@ -125,9 +125,8 @@ def test_a_line_that_is_no_utf_8_is_named_by_its_file(folder: Path) -> None:
 
 
 def test_one_language_alone_is_lines_to_translate(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="hfstack"):
         assert rows_of(folder / "val.en") == [{"en": row["en"]} for row in EXPECTED]
     assert "val.en is read alone; for parallel text name val.de as well" in caplog.text

@@ -27,11 +27,8 @@ def read(*files: Path, **settings: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     # off once setup_logging has run
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     caplog.set_level(logging.INFO, logger="hfstack")
     return caplog
 

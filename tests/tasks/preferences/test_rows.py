@@ -3,7 +3,6 @@ settled.
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from datasets import Dataset
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
-from hfstack.logs import setup_logging
 from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
@@ -127,10 +125,8 @@ def test_conversations_share_their_beginning_as_the_prompt():
 
 
 def test_conversations_are_read_as_public_data_writes_them(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     call = {"name": "find_fox", "arguments": '{"den": 4}'}
     rows = [
         {

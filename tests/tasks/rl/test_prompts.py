@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from transformers import (
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
-from hfstack.logs import setup_logging
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import (
     load_prompts,
@@ -71,10 +69,8 @@ def test_prompts_keep_their_columns_and_become_turns(load) -> None:
 
 
 def test_conversations_are_read_as_public_data_writes_them(
-    load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    load, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "is it?"}]
     asked = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
     tools = [{"name": "find_fox", "parameters": {}}]
