@@ -117,7 +117,7 @@ def main(
             **args.sampling(),
             batch_size=args.batch_size,
         )
-        save_rows(run, "completions", [asdict(one) for one in completions])
+        save_rows(run, "completions", [one.as_row() for one in completions])
         for one in completions:
             print(f"{one.prompt}{between}{one.completion}\n")
 

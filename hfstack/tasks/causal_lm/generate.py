@@ -37,6 +37,11 @@ class Completion:
     completion: str
     tokens: int  # length of the completion, eos included
     finished: bool  # it ended with an end-of-text token, not at the length limit
+    token_ids: tuple[int, ...] = ()  # of the completion, eos included
+
+    def as_row(self) -> dict[str, Any]:
+        """Return it as it is written to a file, for people: without the ids."""
+        return {name: value for name, value in vars(self).items() if name != "token_ids"}
 
 
 def generate_from_texts(
@@ -208,9 +213,11 @@ def _as_completion(
 ) -> Completion:
     """Return the text up to the first end token; what follows it is padding."""
     end = next((index for index, token in enumerate(generated) if token in ends), None)
+    token_ids = generated if end is None else generated[: end + 1]
     return Completion(
         prompt=str(tokenizer.decode(list(prompt), skip_special_tokens=False)),
         completion=decode_answer(tokenizer, prompt, generated[:end], opening=opening),
-        tokens=len(generated) if end is None else end + 1,
+        tokens=len(token_ids),
         finished=end is not None,
+        token_ids=tuple(token_ids),
     )

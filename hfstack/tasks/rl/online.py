@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerState,
+)
 from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
@@ -195,8 +200,15 @@ def reward_answers(
             for prompt, one in zip(prompts, answers, strict=True)
         ]
         reserved = ("prompt", "prompts", "completions")
-        others = {name: [row[name] for row in rows] for name in rows[0] if name not in reserved}
+        others: dict[str, Any] = {
+            name: [row[name] for row in rows] for name in rows[0] if name not in reserved
+        }
         others.setdefault("finished", [one.finished for one in answers])
+
+        # What the trainer adds. A reward that changes with the steps is that of step 0 on both
+        # sides of the comparison, or its own change would be taken for the model's.
+        others["completion_ids"] = [list(one.token_ids) for one in answers]
+        others["trainer_state"] = TrainerState()
         return score_all(rewards, prompts, completions, weights=weights, columns=others).totals
 
     return score

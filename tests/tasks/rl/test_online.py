@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hfstack.errors import ConfigError
-from hfstack.tasks.rl.online import OnlineArgs, load_rewards
+from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.tasks.rewards.prepare import prepare_rewards
+from hfstack.tasks.rl.online import OnlineArgs, load_rewards, reward_answers
 from hfstack.tasks.rl.prompts import decode_completions, tokenize_prompt
 from hfstack.tokens.seams import encode_joined
 from tests.tiny_tokenizers import llama2
@@ -44,3 +46,14 @@ def test_a_number_type_that_there_is_not_is_refused() -> None:
     asked = OnlineArgs(reward_model="runs/reward", reward_dtype="fp8")
     with pytest.raises(ConfigError, match="--reward_dtype must be one of float32, .*, got 'fp8'"):
         load_rewards(asked, [], TOKENIZER, device=torch.device("cpu"), weights=None)
+
+
+def test_a_reward_is_asked_before_and_after_as_it_is_while_training() -> None:
+    def reward(
+        prompts: Any, completions: Any, answer: Any, completion_ids: Any, trainer_state: Any
+    ) -> list[float]:
+        return [len(ids) + trainer_state.global_step + len(answer) for ids in completion_ids]
+
+    judge = reward_answers(prepare_rewards([reward]), None)
+    answers = [Completion("p", " a", 2, True, (5, 1)), Completion("p", " b", 1, False, (6,))]
+    assert judge([{"prompt": "p", "answer": "x"}] * 2, answers) == [4.0, 3.0]
