@@ -82,7 +82,7 @@ def main(
             data_args.text_column,
         )
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_instructions(
+        splits, find_places = load_instructions(
             data_args, columns, quarantine_file=quarantine, row_counts=counts
         )
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
@@ -103,24 +103,28 @@ def main(
         opening = answer_opening(tokenizer) if chat else ""
 
         # rows as the model reads them
-        on_bad_row = data_args.on_bad_row
         encoded = fine_tuning.encode_rows(
-            rows, tokenizer, model, training_args, on_bad_row=on_bad_row, row_counts=counts
+            rows,
+            tokenizer,
+            model,
+            training_args,
+            data_args.on_bad_row,
+            row_counts=counts,
+            find_places=find_places,
         )
         problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         packed = fine_tuning.pack_rows(encoded, training_args)
 
         # prompts to answer: held-out ones, short enough to leave room for an answer
-        context = context_length(model.config)
+        longest, context = sft_args.answer_tokens, context_length(model.config)
         asked = prompts_with_references(
             rows.get("eval", rows["train"]),
             tokenizer,
             limit=max(sft_args.answer_rows, 3),
-            longest=context - sft_args.answer_tokens if context is not None else None,
+            longest=context - longest if context is not None else None,
         )
         own = encode_questions(sft_args.sample_prompts, tokenizer, chat=chat)
         shown = own or [prompt for prompt, _ in asked[:3]]
-        longest = sft_args.answer_tokens
 
         # trainer
         costs = fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
@@ -158,7 +162,7 @@ def main(
                 tuned,
                 tokenizer,
                 asked[: sft_args.answer_rows],
-                max_new_tokens=sft_args.answer_tokens,
+                max_new_tokens=longest,
                 opening=opening,
                 file=run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None,
             )

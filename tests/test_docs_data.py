@@ -205,7 +205,7 @@ def read_instructions(data: DataArgs, settings: dict[str, Any]) -> dict[str, Row
     columns = Columns(
         args.prompt_column, args.completion_column, args.context_column, data.text_column
     )
-    splits = load_instructions(
+    splits, _ = load_instructions(
         data, columns, quarantine_file=Path("bad.jsonl"), row_counts=RowCounts()
     )
     return {

@@ -1,17 +1,21 @@
 """Refuse rows by file and line, also after they were split and shuffled."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from hfstack.data.reading.formats import read_file
-from hfstack.data.reading.layouts import standard_rows
+from hfstack.data.reading.layouts import Purpose, standard_rows
 from hfstack.data.sources import Source
 from hfstack.errors import DataError
 
 RowProblem = tuple[str, int, str]
 """The split, the number of the row in it from 1, and what is wrong."""
+
+FindPlaces = Callable[[Sequence[tuple[str, int]]], list[str | None]]
+"""From splits with the numbers of rows in them, from 1, to their places in files."""
 
 SHOWN_ROWS = 5
 
@@ -28,8 +32,28 @@ def rows_by_line(
     texts: Sequence[str | None],
     others: Sequence[str],
     sources: Sequence[Source],
+    purpose: Purpose = "rows",
 ) -> Iterator[None]:
     """Name rows that are refused by their files and lines.
+
+    Arguments are those of `place_finder`.
+    """
+    try:
+        yield
+    except RefusedRows as error:
+        find_places = place_finder(splits, texts, others, sources, purpose)
+        shown = [(split, number) for split, number, _ in error.problems[:SHOWN_ROWS]]
+        raise RefusedRows(error.problems, error.advice, find_places(shown)) from None
+
+
+def place_finder(
+    splits: Mapping[str, Any],
+    texts: Sequence[str | None],
+    others: Sequence[str],
+    sources: Sequence[Source],
+    purpose: Purpose = "rows",
+) -> FindPlaces:
+    """Return what finds the files and lines of rows.
 
     Args:
         splits: rows of each, by number from 0.
@@ -37,19 +61,23 @@ def rows_by_line(
         others: columns that tell rows of equal texts apart. One may have been read as something
             else than what stands in the file: then the texts alone say which row it is.
         sources: of all splits.
+        purpose: what the rows were read for, which decides the layouts that are converted.
     """
-    try:
-        yield
-    except RefusedRows as error:
-        shown = [splits[split][number - 1] for split, number, _ in error.problems[:SHOWN_ROWS]]
-        columns = [column for column in texts if column is not None]
-        exact = places_of(shown, [*columns, *others], sources)
-        places = exact if all(exact) else places_of(shown, columns, sources)
-        raise RefusedRows(error.problems, error.advice, places) from None
+    columns = [column for column in texts if column is not None]
+
+    def find_places(numbered: Sequence[tuple[str, int]]) -> list[str | None]:
+        rows = [splits[split][number - 1] for split, number in numbered]
+        exact = places_of(rows, [*columns, *others], sources, purpose)
+        return exact if all(exact) else places_of(rows, columns, sources, purpose)
+
+    return find_places
 
 
 def places_of(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], sources: Sequence[Source]
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    sources: Sequence[Source],
+    purpose: Purpose = "rows",
 ) -> list[str | None]:
     """Return the place of each row as `a.csv line 7`, or None if it is in no file.
 
@@ -64,7 +92,7 @@ def places_of(
     for source in sources:
         for file in source.find_files():
             unit = "row" if file.is_binary else "line"
-            for line, row, _ in standard_rows(read_file(file), "rows", lambda text: None):
+            for line, row, _ in standard_rows(read_file(file), purpose, lambda text: None):
                 if not wanted:
                     return places
                 if not isinstance(row, dict):
@@ -89,7 +117,16 @@ def _as_text(value: Any) -> str:
             return repr(float(value))
         except ValueError:
             return str(value).strip()
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return ""
+    return json.dumps(_without_nulls(value), ensure_ascii=False, default=str, sort_keys=True)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the null keys that tables add to objects of a column."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 class RefusedRows(DataError):
@@ -104,7 +141,7 @@ class RefusedRows(DataError):
     def __init__(
         self, problems: Sequence[RowProblem], advice: str = "", places: Sequence[str | None] = ()
     ) -> None:
-        self.problems, self.advice = problems, advice
+        self.problems, self.advice, self.places = problems, advice, places
         named = [*places, *[None] * SHOWN_ROWS]
         shown = "; ".join(
             f"{place or f'{split} row {number}'}: {detail}"
@@ -113,3 +150,18 @@ class RefusedRows(DataError):
         count = f"{len(problems)} rows cannot be used, first: " if len(problems) > 1 else ""
         more = "; ..." if len(problems) > SHOWN_ROWS else ""
         super().__init__(f"{count}{shown}{more}{f'; {advice}' if advice else ''}")
+
+
+def join_refused(refused: Sequence[RefusedRows]) -> RefusedRows:
+    """Return what was refused of several splits as one error."""
+    shown = [
+        (problem, place)
+        for error in refused
+        for problem, place in zip_longest(error.problems[:SHOWN_ROWS], error.places)
+    ]
+    rest = [problem for error in refused for problem in error.problems[SHOWN_ROWS:]]
+    return RefusedRows(
+        [*(problem for problem, _ in shown), *rest],
+        refused[0].advice,
+        [place for _, place in shown],
+    )

@@ -39,7 +39,7 @@ from hfstack.tasks.sft.answers import (
 )
 from hfstack.tasks.sft.columns import Columns, convert_rows, detect_format
 from hfstack.tasks.sft.encoding import encode_usable_rows, prompts_with_references
-from hfstack.tasks.sft.setup import training_template
+from hfstack.tasks.sft.setup import needs_marks, training_template
 from hfstack.tasks.shared.text_overlap import bleu_interval, count_for_bleu, rouge_of_texts
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
@@ -74,14 +74,17 @@ def load_causal_scorer(
 
     def score(rows: Dataset) -> Scored:
         if detect_format(rows, columns) == "text":
-            return _score_texts(model, tokenizer, rows[columns.text][:], how)
+            return _score_plain_texts(model, tokenizer, rows[columns.text][:], how)
         chat = find_prompt_format(args.model_name_or_path or "", tokenizer).kind == "chat"
         if chat:
             stop_at_end_of_turn(model, tokenizer)
         converted = convert_rows(rows, columns, as_chat=chat)
 
         only = bool(recorded.get("assistant_only_loss", False))
+        completion_only = recorded.get("completion_only_loss") is not False
         with training_template(tokenizer, assistant_only=only):
+            if only and completion_only and "messages" in converted.column_names:
+                only = needs_marks({"eval": converted}, tokenizer)
             encoded = encode_usable_rows(
                 converted,
                 tokenizer,
@@ -90,7 +93,7 @@ def load_causal_scorer(
                 or recorded.get("max_length")
                 or context_length(model.config),
                 assistant_only=only,
-                completion_only=recorded.get("completion_only_loss") is not False,
+                completion_only=completion_only,
             )
         batch = {} if how.batch_size is None else {"batch_size": how.batch_size}
         losses = answer_losses(model, tokenizer, encoded, **batch)
@@ -130,7 +133,7 @@ def load_masked_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
     return Scorer({column}, score)
 
 
-def _score_texts(model: Any, tokenizer: Any, texts: list[str], how: ScoreArgs) -> Scored:
+def _score_plain_texts(model: Any, tokenizer: Any, texts: list[str], how: ScoreArgs) -> Scored:
     """Score documents as `evaluate_lm` does with its defaults."""
     longest = context_length(model.config)
     if how.max_length is not None and longest is not None and how.max_length > longest:

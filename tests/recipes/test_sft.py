@@ -2,8 +2,8 @@
 
 import copy
 import json
-import logging
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
-from hfstack.logs import setup_logging
 from hfstack.runs.record import read_run
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from tests.conftest import ROOT
@@ -34,13 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning"),
 ]
 ANIMALS = ["fox", "owl", "hen", "cat"]
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture(scope="module")
@@ -359,17 +351,44 @@ def bad_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 )
 def test_rows_that_cannot_be_learned_from(sft, tmp_path: Path, rows, message: str, caplog) -> None:
     data = write(tmp_path / "rows.jsonl", bad_rows(rows))
-    with pytest.raises(
-        DataError,
-        match=f"1 of 13 train rows cannot be learned from: row 13 .*: {message}.*on_bad_row skip",
-    ):
+    place = f"{re.escape(str(data))} line 13"
+    with pytest.raises(DataError, match=f"^{place}: {message}.*on_bad_row skip"):
         sft(datasets=data, eval_fraction=0, output_dir=tmp_path / "a")
     assert read_run(tmp_path / "a").status == "failed"
     sft(datasets=data, eval_fraction=0, on_bad_row="skip", output_dir=tmp_path / "b")
-    assert "left out 1 of 13 train rows" in caplog.text
+    assert "left out 1 of 13 train rows" in caplog.text and f"{data} line 13: " in caplog.text
     counts = read_run(tmp_path / "b").rows.splits["train"]
     assert (counts.read, counts.used, list(counts.left_out.values())) == (13, 12, [1])
     assert "train: 13 rows read, 12 used; left out: 1 " in caplog.text
+
+
+def test_bad_rows_of_both_splits_are_named_at_once(sft, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Who {n}?", "completion": "" if n % 5 == 0 else "x"} for n in range(40)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"^8 rows cannot be used, first: ") as refused:
+        sft(datasets=data)
+    named = re.findall(r"rows\.jsonl line (\d+): empty completion", str(refused.value))
+    assert len(named) == 5 and all(int(line) % 5 == 1 for line in named)
+
+
+def test_a_completion_needs_no_marks_of_the_template(sft, inputs: Path, tmp_path, caplog) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
+    plain = re.sub(r"{%-? *(end)?generation *-?%}", "", tokenizer.chat_template)
+    assert plain != tokenizer.chat_template
+    tokenizer.chat_template = plain
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(inputs / "model").save_pretrained(model)
+    tokenizer.save_pretrained(model)
+
+    settings: dict[str, Any] = {"max_steps": 1, "eval_fraction": 0, "packing": "false"}
+    marked = sft(**settings, output_dir=tmp_path / "marked")
+    unmarked = sft(**settings, model_name_or_path=model, output_dir=tmp_path / "unmarked")
+    assert unmarked["train_loss"] == pytest.approx(marked["train_loss"], rel=1e-5)
+    assert "does not mark the assistant's tokens: what follows the prompt is" in caplog.text
+
+    # whole conversations still need them
+    with pytest.raises(DataError, match="no {% generation %} markers"):
+        sft(model_name_or_path=model, datasets=inputs / "messages.jsonl", output_dir=tmp_path / "c")
 
 
 def test_mistakes(sft, tmp_path: Path, tiny_llama: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.places import FindPlaces, place_finder
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
@@ -59,20 +60,29 @@ def load_instructions(
     *,
     quarantine_file: Path,
     row_counts: RowCounts | None = None,
-) -> Splits:
-    """Load the splits; no prompt is on both sides.
+) -> tuple[Splits, FindPlaces]:
+    """Load the splits, no prompt on both sides, and what names rows by file and line.
 
     Where the prompts have a column of their own the split goes by it.
     """
     key = columns.text if columns.prompt == "prompt" else columns.prompt
     named = {columns.prompt, columns.completion, columns.context or columns.text, columns.text}
-    return load_splits(
+    splits = load_splits(
         replace(data_args, text_column=key),
         {*named, *_CONVERSATION_NAMES, *SYSTEM_NAMES, *TOOLS_NAMES, _HISTORY_NAME},
         purpose="conversations",
         quarantine_file=quarantine_file,
         row_counts=row_counts,
     )
+
+    # what stands in the rows as in the files; rows that are streamed are refused later
+    found = splits["train"].column_names or []
+    texts = [columns.prompt, columns.completion]
+    if not set(texts) <= set(found):
+        texts = [_text_or_turns(found, columns)]
+    others = [name for name in found if name not in texts]
+    sources = [*data_args.datasets, *data_args.eval_datasets]
+    return splits, place_finder(splits, texts, others, sources, "conversations")
 
 
 def detect_format(rows: Dataset, columns: Columns) -> RowFormat:

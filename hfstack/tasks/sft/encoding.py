@@ -13,6 +13,7 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.places import SHOWN_ROWS, FindPlaces, RefusedRows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -23,7 +24,6 @@ from hfstack.tokens.turns import Turn, is_learned
 
 logger = get_logger(__name__)
 
-_SHOWN_PROBLEMS = 3
 _ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _OPENING_TOKENS = 8  # of a plain text, when a model is asked to continue it
 
@@ -81,6 +81,7 @@ def encode_usable_rows(
     truncate: bool = True,
     processes: int | None = None,
     row_counts: RowCounts | None = None,
+    find_places: FindPlaces | None = None,
 ) -> Dataset:
     """Return `input_ids` and `labels` of usable rows, and log what was left out.
 
@@ -95,6 +96,7 @@ def encode_usable_rows(
         truncate: truncate what is longer than `max_length`; off when packing splits it instead.
         processes: processes that encode; this one by default.
         row_counts: gets what is left out.
+        find_places: names bad rows by file and line; without it by their numbers.
 
     Raises:
         DataError: rows without an assistant's turn, with an empty completion, with a prompt that
@@ -127,7 +129,7 @@ def encode_usable_rows(
     _report_spanned_seams(rows, tokenizer, name=name)
     problems: list[str] = encoded["problem"][:]
     if any(problems):
-        _report_problems(rows, problems, name=name, on_bad_row=on_bad_row)
+        _report_problems(rows, problems, name=name, on_bad_row=on_bad_row, find_places=find_places)
         if row_counts is not None:
             for reason, count in _reasons(problems).items():
                 row_counts.leave_out(name, reason, count)
@@ -302,23 +304,31 @@ def last_prompt_and_answer(
     return turns[:last], turns[last]["content"]
 
 
-def _report_problems(rows: Dataset, problems: Sequence[str], *, name: str, on_bad_row: str) -> None:
+def _report_problems(
+    rows: Dataset,
+    problems: Sequence[str],
+    *,
+    name: str,
+    on_bad_row: str,
+    find_places: FindPlaces | None,
+) -> None:
     """Refuse bad rows, or log how many are left out and why."""
-    bad = [index for index, problem in enumerate(problems) if problem]
-    shown = "; ".join(
-        f"row {index + 1} ({_excerpt(rows[index])}): {problems[index]}"
-        for index in bad[:_SHOWN_PROBLEMS]
+    bad = [
+        (name, number, f"{problem} ({_excerpt(rows[number - 1])})")
+        for number, problem in enumerate(problems, 1)
+        if problem
+    ]
+    shown = [(split, number) for split, number, _ in bad[:SHOWN_ROWS]]
+    refused = RefusedRows(
+        bad,
+        "fix them, or leave them out with --on_bad_row skip" if on_bad_row == "fail" else "",
+        find_places(shown) if find_places is not None else (),
     )
-
     if on_bad_row == "fail":
-        raise DataError(
-            f"{len(bad)} of {len(rows)} {name} rows cannot be learned from: {shown}; "
-            "fix them, or leave them out with --on_bad_row skip"
-        )
+        raise refused
 
-    reasons = _reasons(problems)
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
+    counts = ", ".join(f"{count} {reason}" for reason, count in _reasons(problems).most_common())
+    logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, refused)
 
 
 def _reasons(problems: Sequence[str]) -> Counter[str]:

@@ -19,6 +19,7 @@ from trl import SFTConfig, clone_chat_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from hfstack.data.places import FindPlaces, RefusedRows, join_refused
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
@@ -162,9 +163,10 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     training_args: SFTConfig,
-    *,
     on_bad_row: str,
+    *,
     row_counts: RowCounts | None = None,
+    find_places: FindPlaces | None = None,
 ) -> dict[str, Dataset]:
     """Return ids and labels of every split.
 
@@ -172,34 +174,75 @@ def encode_rows(
         rows: converted rows of each split.
         on_bad_row: `fail`, or `skip` to leave out rows that cannot be learned from.
         row_counts: gets what is left out.
+        find_places: names bad rows by file and line.
 
     Raises:
         DataError: a row cannot be learned from, or the template does not mark the assistant.
     """
     assistant_only = training_args.assistant_only_loss
+    completion_only = training_args.completion_only_loss is not False
     splits_documents = training_args.packing and training_args.packing_strategy == "bfd_split"
     encoded: dict[str, Dataset] = {}
 
     with training_template(tokenizer, assistant_only=assistant_only):
         # before the rows: without the marks every row would be a bad row
         if "messages" in rows["train"].column_names:
+            if assistant_only and completion_only:
+                assistant_only = needs_marks(rows, tokenizer)
             checks.preflight(template_problems(rows, tokenizer, assistant_only=assistant_only))
 
+        refused: list[RefusedRows] = []
         for name, split in rows.items():
-            encoded[name] = encode_usable_rows(
-                split,
-                tokenizer,
-                name=name,
-                max_length=training_args.max_length or context_length(model.config),
-                assistant_only=assistant_only,
-                completion_only=training_args.completion_only_loss is not False,
-                on_bad_row=on_bad_row,
-                truncate=not splits_documents,
-                processes=training_args.dataset_num_proc,
-                row_counts=row_counts,
-            )
+            try:
+                encoded[name] = encode_usable_rows(
+                    split,
+                    tokenizer,
+                    name=name,
+                    max_length=training_args.max_length or context_length(model.config),
+                    assistant_only=assistant_only,
+                    completion_only=completion_only,
+                    on_bad_row=on_bad_row,
+                    truncate=not splits_documents,
+                    processes=training_args.dataset_num_proc,
+                    row_counts=row_counts,
+                    find_places=find_places,
+                )
+            except RefusedRows as error:
+                refused.append(error)
 
+    # all at once, whichever side of the split they are on
+    if refused:
+        raise join_refused(refused)
     return encoded
+
+
+def needs_marks(rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the template has to mark the assistant's tokens.
+
+    The answer of a prompt with one completion is known without marks: it is what follows the
+    prompt. A template that marks it is followed all the same.
+
+    Args:
+        rows: converted conversations of each split.
+        tokenizer: with the template that encodes them.
+    """
+    if checks.template_marks_generation(tokenizer) is None:
+        return True
+
+    for split in rows.values():
+        for row in cast(
+            Any, split.select_columns(["messages", "prompt_turns", "history", "problem"])
+        ):
+            if row["problem"]:
+                continue  # could not be read, and is reported later
+            answers = len(json.loads(row["messages"])) - row["prompt_turns"]
+            if not row["prompt_turns"] or row["history"] or answers != 1:
+                return True
+
+    logger.info(
+        "the chat template does not mark the assistant's tokens: what follows the prompt is learned"
+    )
+    return False
 
 
 def template_problems(

@@ -119,7 +119,7 @@ def test_sft_reads_them_and_a_saved_dataset_as_well(
     Dataset.from_list([*TREE, *LONE]).save_to_disk(str(tmp_path / "saved"))
     for name in ("a.jsonl", "saved"):
         args = DataArgs([Source(str(tmp_path / name))], eval_fraction=0)
-        splits = load_instructions(args, Columns(), quarantine_file=tmp_path / "bad.jsonl")
+        splits, _ = load_instructions(args, Columns(), quarantine_file=tmp_path / "bad.jsonl")
         row = convert_rows(splits["train"], Columns(), as_chat=True)[0]
         assert json.loads(row["messages"]) == turns("p0", "a1", "p1", "a3")
     pairs = load_mixture([Source(str(tmp_path / "saved"))], purpose="preferences")

@@ -1,23 +1,14 @@
 """Columns by any name become prompt + completion, or their flags are named."""
 
 import json
-import logging
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from hfstack.errors import DataError
-from hfstack.logs import setup_logging
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.sft.columns import Columns, convert_rows, detect_format
-
-
-@pytest.fixture(autouse=True)
-def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog see hfstack's log lines, whatever has set them up before."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 def converted(row: dict[str, Any], *, as_chat: bool = True, **columns: str) -> dict[str, Any]:
