@@ -6,6 +6,10 @@
 The reward of an answer is --beta times the log-ratio of its probabilities under the trained model
 and under a frozen reference, and the loss of a pair is -log sigmoid(reward of the chosen answer -
 reward of the rejected one): ln 2 before the first step (Rafailov et al. 2023, arXiv:2305.18290).
+--loss_type chooses another: ipo aims at a fixed margin, for labels that are certain (Azar et al.
+2023); hinge is SLiC's, without a gradient beyond a margin; robust takes --label_smoothing as the
+share of pairs whose labels are swapped (Chowdhury et al. 2024).
+
 Two models are in memory, or one with an adapter; kto takes single answers, orpo has no reference.
 
 Watch eval_accuracy and its interval: 0.5 is chance. Both eval_logps fall in most runs; where the
@@ -25,7 +29,6 @@ from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
-from hfstack.tasks.preferences.checks import pair_problems
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 
@@ -45,8 +48,7 @@ def main(
     settings = (model_args, data_args, preference_args, sample_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # pairs and policy
-        parts = alignment.load_inputs(run, model_args, data_args, preference_args, training_args)
-        parts.problems |= pair_problems(parts.rows)
+        parts = alignment.load_pairs(run, model_args, data_args, preference_args, training_args)
 
         # reference: of an adapter it is the model without it; of a whole model, a second copy
         # that stays as it is

@@ -9,8 +9,7 @@ model, times --kl_coef, is part of the loss. The trainer is that of ppo without 
 
 reads   rows with a column `prompt` and what the rewards below read (`answer`); a model; or a
         reward model or endpoint
-writes  the model (with LoRA its adapter), its tokenizer, checkpoints, samples and run.json in
-        --output_dir
+writes  the model or its adapter, tokenizer, checkpoints, samples and run.json in --output_dir
 """
 
 import re
@@ -73,9 +72,7 @@ def main(
     settings = (model_args, data_args, online_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # prompts, policy and rewards that check
-        parts = online.load_parts(
-            run, model_args, data_args, online_args, training_args, rewards=REWARDS
-        )
+        parts = online.load_parts(run, *settings, rewards=REWARDS)
 
         # trainer: an answer is compared with its group, in standard deviations of the group, and
         # the KL to the start is part of the loss

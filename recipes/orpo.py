@@ -28,7 +28,7 @@ from hfstack.models.adapters import new_adapter
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
-from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
+from hfstack.tasks.preferences.checks import fitting_prompts
 from hfstack.tasks.preferences.encode import render_tools
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
@@ -51,9 +51,8 @@ def main(
 
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # pairs and model
-        parts = alignment.load_inputs(run, model_args, data_args, preference_args, training_args)
+        parts = alignment.load_pairs(run, model_args, data_args, preference_args, training_args)
         model, tokenizer = parts.policy, parts.tokenizer
-        parts.problems |= pair_problems(parts.rows)
 
         # TRL's other trainers leave out prompts that fill the context by themselves.
         if data_args.on_bad_row != "fail" and limit is not None:

@@ -28,16 +28,12 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.causal_lm.metrics import derived_metrics
-from hfstack.tasks.shared.pretraining import PretrainingArgs, load_text, refuse_tuning
+from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems
 from hfstack.training.saving import save_trained
-from hfstack.training.settings import (
-    blocks_per_step,
-    check_settings,
-    total_peak_flops_per_s,
-)
+from hfstack.training.settings import blocks_per_step, total_peak_flops_per_s
 
 
 @dataclass
@@ -77,8 +73,7 @@ def main(
     settings = (model_args, data_args, pretrain_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
-        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
-        refuse_tuning(model_args)
+        check_pretraining(model_args, training_args, args)
 
         # model: built from a config.json, or a checkpoint that goes on
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)

@@ -34,7 +34,7 @@ from hfstack.tasks.masked_lm.model import (
     score_only_masked,
     training_flops_per_token,
 )
-from hfstack.tasks.shared.pretraining import PretrainingArgs, load_text, refuse_tuning
+from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
 from hfstack.training.callbacks import SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems
@@ -42,7 +42,6 @@ from hfstack.training.saving import save_trained
 from hfstack.training.settings import (
     blocks_per_step,
     check_best_metric,
-    check_settings,
     total_peak_flops_per_s,
 )
 
@@ -87,9 +86,8 @@ def main(
     settings = (model_args, data_args, masking_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
-        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        check_pretraining(model_args, training_args, args)
         check_best_metric(training_args, ["masked_accuracy"])
-        refuse_tuning(model_args)
 
         # model
         tokenizer = add_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))

@@ -10,8 +10,7 @@ the spread of the group.
 
 reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless
         REWARDS below is used
-writes  the model (with LoRA its adapter), its tokenizer, checkpoints, samples and run.json in
-        --output_dir
+writes  the model or its adapter, tokenizer, checkpoints, samples and run.json in --output_dir
 """
 
 from trl import ModelConfig
@@ -41,9 +40,7 @@ def main(
     settings = (model_args, data_args, online_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # policy, its prompts and rewards
-        parts = online.load_parts(
-            run, model_args, data_args, online_args, training_args, rewards=REWARDS
-        )
+        parts = online.load_parts(run, *settings, rewards=REWARDS)
 
         # trainer: an answer is compared with the other answers to its prompt
         trainer = online.group_trainer(run, parts, training_args, push_checkpoints(training_args))

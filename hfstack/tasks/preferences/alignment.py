@@ -27,6 +27,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import (
     OVERLONG_PROMPT,
     check_starting_policy,
+    pair_problems,
     preference_problems,
     prompts_to_show,
 )
@@ -100,6 +101,19 @@ def load_inputs(
         run, rows, model_args, data_args, max_length=training_args.max_length
     )
     return AlignmentParts(checkpoint, rows, tokenizer, policy, problems)
+
+
+def load_pairs(
+    run: Run,
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    training_args: Any,
+) -> AlignmentParts:
+    """Load pairs and policy as `load_inputs` does, and check the pairs."""
+    parts = load_inputs(run, model_args, data_args, preference_args, training_args)
+    parts.problems |= pair_problems(parts.rows)
+    return parts
 
 
 def train_and_save(run: Run, trainer: Any, parts: AlignmentParts) -> TrainOutput:

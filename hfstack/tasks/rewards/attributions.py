@@ -54,7 +54,7 @@ def explain_reward(
         DataError: they are longer than the model reads.
         MissingExtraError: captum is not installed.
     """
-    ids, _, end = _encode(model, tokenizer, prompt, answer)
+    ids, _, end = _encode_for_reward(model, tokenizer, prompt, answer)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
     special = _special(tokenizer, ids)
     mask = torch.ones_like(tokens)
@@ -93,7 +93,7 @@ def explain_answer(
         DataError: they are longer than the model reads, or the answer has no token.
         MissingExtraError: captum is not installed.
     """
-    ids, begin, end = _encode(model, tokenizer, prompt, answer)
+    ids, begin, end = _encode_for_reward(model, tokenizer, prompt, answer)
     if end >= len(ids) or end == 0:
         raise DataError("nothing to explain: the prompt or the answer has no token")
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
@@ -119,7 +119,7 @@ def explain_answer(
     return found.explain(texts, shown, label="log-probability of the answer")
 
 
-def _encode(
+def _encode_for_reward(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
 ) -> tuple[list[int], int, int]:
     ids, begin, end = encode_answer(tokenizer, prompt, answer)

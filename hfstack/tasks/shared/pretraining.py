@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.data.columns import require_columns
@@ -9,6 +10,7 @@ from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError
 from hfstack.runs.run import Run
+from hfstack.training.settings import check_settings
 
 
 @dataclass
@@ -22,13 +24,16 @@ class PretrainingArgs:
     """
 
 
-def refuse_tuning(args: ModelConfig) -> None:
-    """Refuse settings that tune a finished model, where one is pretrained.
+def check_pretraining(
+    model_args: ModelConfig, training_args: TrainingArguments, args: PretrainingArgs
+) -> None:
+    """Refuse settings that train nonsense, and those that tune a finished model.
 
     Raises:
         ConfigError: naming them.
     """
-    if args.use_peft or args.load_in_4bit or args.load_in_8bit:
+    check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ConfigError(
             "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model, and this recipe "
             "pretrains one: use sft or classify"
