@@ -25,10 +25,10 @@ _CODES = frozenset(
 )
 
 # Libraries in C++ and Rust put the system's answer into a text, some with its number.
-_NUMBER = re.compile(r"\(os error (\d+)\)|\bErrno (\d+)\b|[Ee]rror code (\d+)\b")
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bErrno (\d+)\b|[Ee]rror code (\d+)\b")
 _IN_WORDS = {os.strerror(code): code for code in _CODES - {errno.EACCES, errno.EPERM}}
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc")
-_OTHERS = {
+_OTHER_FAILURES = {
     "can't start new thread": "the system starts no more threads; raise the number of processes "
     "that this user may have (ulimit -u), or lower --dataloader_num_workers",
     "received 0 items of ancdata": "too many open files; raise the number of files that may be "
@@ -57,7 +57,7 @@ def says_disk_is_full(error: BaseException) -> bool:
         # torch.save says neither why nor where
         *("PytorchStreamWriter failed writing", "unexpected pos"),
     )
-    return any(word in str(each) for each in _chain(error) for word in words)
+    return any(word in str(each) for each in _chain_of_causes(error) for word in words)
 
 
 def describe_failure(error: BaseException) -> str | None:
@@ -67,7 +67,7 @@ def describe_failure(error: BaseException) -> str | None:
     """
     if isinstance(error, (HfstackError, *_MISTAKES_OF_PROGRAMS)):
         return None
-    for each in _chain(error):
+    for each in _chain_of_causes(error):
         reason = _reason_of(each)
         if reason is not None:
             return f"{_place_of(each)}: {reason}"
@@ -80,11 +80,11 @@ def says_missing(error: BaseException) -> bool:
     return any(
         isinstance(each, FileNotFoundError | NotADirectoryError)
         or any(word in str(each) for word in words)
-        for each in _chain(error)
+        for each in _chain_of_causes(error)
     )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _chain_of_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and those that it was raised from, or while handling."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -112,12 +112,12 @@ def _reason_of(error: BaseException) -> str | None:
 
     if _NO_MEMORY.search(text):
         return _MEMORY_ADVICE
-    numbers = [int(next(filter(None, found))) for found in _NUMBER.findall(text)]
+    numbers = [int(next(filter(None, found))) for found in _ERROR_NUMBER.findall(text)]
     numbers += [code for words, code in _IN_WORDS.items() if words in text]
     if code := next((number for number in numbers if number in _CODES), None):
         known = OSError(code, os.strerror(code))
         return _MEMORY_ADVICE if code == errno.ENOMEM else describe_os_error(known)
-    return next((advice for words, advice in _OTHERS.items() if words in text), None)
+    return next((advice for words, advice in _OTHER_FAILURES.items() if words in text), None)
 
 
 def _place_of(error: BaseException) -> str:

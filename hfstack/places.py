@@ -10,7 +10,7 @@ from typing import Any
 
 from hfstack.errors import ConfigError
 
-_BEGINNING = re.compile(r"^(?:~(?=/)|\$(?P<plain>\w+)(?=/)|\$\{(?P<braced>\w+)\}(?=/))")
+_EXPANDED = re.compile(r"^(?:~(?=/)|\$(?P<plain>\w+)(?=/)|\$\{(?P<braced>\w+)\}(?=/))")
 
 
 def expand_place(text: str) -> str:
@@ -19,7 +19,7 @@ def expand_place(text: str) -> str:
     Raises:
         ConfigError: a variable is not set.
     """
-    found = _BEGINNING.match(text)
+    found = _EXPANDED.match(text)
     if found is None:
         return text
     name = found["plain"] or found["braced"]

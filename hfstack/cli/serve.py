@@ -18,7 +18,7 @@ from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.machine import LOOPBACK_NAMES
 from hfstack.runs.model_folder import find_causal_lm
 
-_DESCRIPTION = """\
+_ABOUT_SERVING = """\
 Serve what you trained to programs that speak to OpenAI's API: /v1/chat/completions with the chat
 template, /v1/completions with plain text. It is the server of transformers, on this machine alone
 unless --host says otherwise. Code that a model brings along is never run.
@@ -37,7 +37,7 @@ def add_serve(verbs: Any) -> None:
     parser = verbs.add_parser(
         "serve",
         help="serve a model to programs, in the form of OpenAI's API",
-        description=_DESCRIPTION,
+        description=_ABOUT_SERVING,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

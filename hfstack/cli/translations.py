@@ -18,7 +18,7 @@ from hfstack.errors import ConfigError
 FOLDER = Path("docs") / "zh"
 STATUS_PAGE = FOLDER / "README.md"
 BEGIN, END = "<!-- translations: begin -->", "<!-- translations: end -->"
-_DIGITS = 12
+_HASH_DIGITS = 12
 _MARK = re.compile(r"\A<!-- translation of (?P<source>\S+) at (?P<digest>[0-9a-f]{12}) -->\n")
 
 
@@ -57,7 +57,7 @@ def read_translations(root: Path) -> list[Translation]:
 def digest_of(page: Path) -> str:
     """Return the first digits of a page's SHA-256, with line ends as \\n."""
     text = page.read_text(encoding="utf-8")
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def status_page(root: Path) -> str:

@@ -56,7 +56,7 @@ Judge = Callable[[list[dict[str, Any]], list[Completion]], list[float | None]]
 
 FILE = "before_after.json"
 _UNSEEN_SEED = 20_000  # of demo stories that no run has trained on
-_WINDOW = 256  # tokens read of a document
+_WINDOW_TOKENS = 256  # tokens read of a document
 _RUN_LENGTH = 4  # words whose second time in an answer is a repetition
 
 
@@ -68,7 +68,7 @@ class _Kind:
     better: int = 0
 
 
-_KINDS = {
+_PROBE_KINDS = {
     "pair_margin": _Kind("log-probability of better answers over worse", 1),
     "held_out_loss": _Kind("loss of held-out answers", -1),
     "reward": _Kind("reward of answers", 1),
@@ -100,9 +100,9 @@ def watch_change(
     if args.probe_datasets:
         run.record_inputs(probe=describe_sources(args.probe_datasets))
 
-    held = [_read_row(row) for row in islice(cast(Any, rows), args.probe_rows)]
+    held = [_read_held_out(row) for row in islice(cast(Any, rows), args.probe_rows)]
     held = [one for one in held if one.prompt is not None]
-    instruments: list[Instrument] = [lambda model: _read_text(model, tokenizer, texts)]
+    instruments: list[Instrument] = [lambda model: _measure_text(model, tokenizer, texts)]
     if held:
         instruments += [
             lambda model: _score_answers(model, tokenizer, held),
@@ -225,7 +225,7 @@ def compare_probes(before: dict[str, Table], after: dict[str, Table]) -> dict[st
         if not first[:, 1].sum() or not second[:, 1].sum():
             continue  # no reward applies to any of the answers
         values = [_value(table) for table in (first, second)]
-        gap = _difference(first, second) if len(first) >= FEWEST_ROWS else None
+        gap = _difference_of_tables(first, second) if len(first) >= FEWEST_ROWS else None
         found[name] = Change(values[0], values[1], gap)
     return found
 
@@ -242,7 +242,7 @@ def tabulate_changes(changes: dict[str, Change]) -> tuple[list[str], list[list[A
         gap = one.difference
         interval = "too few rows" if gap is None else f"{gap.low:+.3g} to {gap.high:+.3g}"
         numbers = [f"{one.before:.4g}", f"{one.after:.4g}", f"{one.after - one.before:+.3g}"]
-        rows.append([_kind(name).label, *numbers, interval, _meaning(name, one)])
+        rows.append([_kind_of_probe(name).label, *numbers, interval, _meaning(name, one)])
     rows.append(["in words", describe_changes(changes), "", "", "", ""])
     return ["probe", "before", "after", "change", "95 % interval", "verdict"], rows
 
@@ -256,7 +256,7 @@ def describe_changes(changes: dict[str, Change]) -> str:
         name = trained
         meaning = {"better": "better", "worse": "worse"}.get(_meaning(name, one), "no clear change")
         parts.append(
-            f"{meaning} at what was trained ({_kind(name).label} {one.before:.3g} to "
+            f"{meaning} at what was trained ({_kind_of_probe(name).label} {one.before:.3g} to "
             f"{one.after:.3g})"
         )
 
@@ -275,7 +275,7 @@ def describe_changes(changes: dict[str, Change]) -> str:
     if worse:
         name = max(worse, key=lambda name: abs(changes[name].relative))
         one = changes[name]
-        parts.append(f"worse: {_kind(name).label} {one.before:.3g} to {one.after:.3g}")
+        parts.append(f"worse: {_kind_of_probe(name).label} {one.before:.3g} to {one.after:.3g}")
     elif all(_meaning(name, one) != "worse" for name, one in changes.items()):
         parts.append("nothing measured got clearly worse")
     return "; ".join(parts)
@@ -283,7 +283,7 @@ def describe_changes(changes: dict[str, Change]) -> str:
 
 def _meaning(name: str, one: Change) -> str:
     """Return what a change means, in a word or two."""
-    better = _kind(name).better
+    better = _kind_of_probe(name).better
     if not one.is_clear:
         return "no clear change" if one.difference is not None else "not judged"
     if not better:
@@ -291,11 +291,11 @@ def _meaning(name: str, one: Change) -> str:
     return "better" if (one.after - one.before) * better > 0 else "worse"
 
 
-def _kind(name: str) -> _Kind:
-    return _KINDS.get(name) or _Kind(name.replace("_", " "), 1)
+def _kind_of_probe(name: str) -> _Kind:
+    return _PROBE_KINDS.get(name) or _Kind(name.replace("_", " "), 1)
 
 
-def _difference(before: Table, after: Table) -> Difference:
+def _difference_of_tables(before: Table, after: Table) -> Difference:
     def score(table: Table) -> Callable[[Table], dict[str, float]]:
         def value(rows: Table) -> dict[str, float]:
             total, count = table[rows].sum(axis=0)
@@ -343,7 +343,7 @@ class _Held:
     tools: Any = None
 
 
-def _read_row(row: dict[str, Any]) -> _Held:
+def _read_held_out(row: dict[str, Any]) -> _Held:
     """Return a row of any recipe; one of plain text has no prompt."""
     tools = tools_of(row)
     if "chosen" in row:
@@ -362,12 +362,12 @@ def _read_row(row: dict[str, Any]) -> _Held:
     return _Held(row, prompt, answer, tools=tools)
 
 
-def _read_text(
+def _measure_text(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> dict[str, Table]:
     """Measure bits per byte of the beginnings of documents."""
-    context = context_length(model.config) or _WINDOW
-    window = min(context, _WINDOW)
+    context = context_length(model.config) or _WINDOW_TOKENS
+    window = min(context, _WINDOW_TOKENS)
     short = [_first_tokens(tokenizer, text, window - 1) for text in texts]
     scores = score_documents(model, tokenizer, short, max_length=window, stride=max(1, window // 2))
     rows = [[one.nll / math.log(2), one.utf8_bytes] for one in scores]
@@ -388,7 +388,7 @@ def _score_answers(
     kept: list[_Held] = []
     for one in held:
         encoded = [
-            _encode(model, tokenizer, one, answer)
+            _encode_held_out(model, tokenizer, one, answer)
             for answer in (one.answer, one.rejected)
             if answer is not None
         ]
@@ -409,7 +409,7 @@ def _score_answers(
     return tables | ({"pair_margin": _as_table(margins)} if margins else {})
 
 
-def _encode(
+def _encode_held_out(
     model: Any, tokenizer: PreTrainedTokenizerBase, one: _Held, answer: Any
 ) -> dict[str, list[int]] | None:
     """Return an answer behind its prompt; None where the model cannot read them whole."""

@@ -70,7 +70,7 @@ def score_pairs(
     for index, pair in enumerate(pairs):
         encoded = [tokenizer(text, return_special_tokens_mask=True, verbose=False) for text in pair]
         ids = [list(one["input_ids"]) for one in encoded]
-        _check_lengths(model, ids, f"pair {index + 1}")
+        _check_sentence_lengths(model, ids, f"pair {index + 1}")
 
         # The tokens that both have, in order; what begins and ends every sentence is no part of it.
         blocks = SequenceMatcher(None, *ids, autojunk=False).get_matching_blocks()
@@ -137,7 +137,7 @@ def score_answers(
             if row[:1] != [start]:
                 row, seam = [int(start or 0), *row], seam + 1
             queries.append(_Query(item, row, [IGNORED_LABEL] * seam + row[seam:]))
-        _check_lengths(model, [row], f"the question {question[:60]!r} with its answer")
+        _check_sentence_lengths(model, [row], f"the question {question[:60]!r} with its answer")
 
     totals = _add_up(model, tokenizer, queries, len(items), batch_size, masked=masked)
     ends = np.cumsum([len(choices) for choices in answers]).tolist()
@@ -246,7 +246,9 @@ def _check_masking(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _check_lengths(model: PreTrainedModel, rows: Sequence[Sequence[int]], place: str) -> None:
+def _check_sentence_lengths(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], place: str
+) -> None:
     """Refuse what is longer than the model reads: a truncated text is another one."""
     longest, context = max(map(len, rows)), context_length(model.config)
     if context is not None and longest > context:

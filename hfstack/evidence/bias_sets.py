@@ -12,7 +12,7 @@ from hfstack.errors import DataError
 _FEMALE = frozenset({"she", "her", "hers", "herself"})
 _MALE = frozenset({"he", "him", "his", "himself"})
 _NEUTRAL = frozenset({"they", "them", "their", "theirs", "themselves", "themself"})
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD_OF_TEMPLATE = re.compile(r"[^\W\d_]+")
 
 # What a file is recognised by. Names of the authors' own files come after those of copies.
 _CROWS = frozenset({"sent_more", "sent_less"})
@@ -104,8 +104,8 @@ def read_bias_sets(
             more, less = pair_columns
             pairs = [
                 Pair(
-                    _text(row, more, place, number),
-                    _text(row, less, place, number),
+                    _text_of_key(row, more, place, number),
+                    _text_of_key(row, less, place, number),
                     str(row.get(category_column) or "all"),
                 )
                 for number, row in enumerate(rows, 1)
@@ -118,8 +118,8 @@ def read_bias_sets(
         elif columns >= _WINOBIAS:
             pairs = [
                 Pair(
-                    _text(row, "pro_text", place, number),
-                    _text(row, "anti_text", place, number),
+                    _text_of_key(row, "pro_text", place, number),
+                    _text_of_key(row, "anti_text", place, number),
                     str(row.get("type") or "all"),
                 )
                 for number, row in enumerate(rows, 1)
@@ -128,7 +128,7 @@ def read_bias_sets(
 
         elif columns >= _BBQ:
             found.questions += [
-                _read_question(row, place, number) for number, row in enumerate(rows, 1)
+                _read_bbq_question(row, place, number) for number, row in enumerate(rows, 1)
             ]
         elif columns >= _STATISTICS:
             found.female_share |= _read_statistics(rows, place)
@@ -149,7 +149,7 @@ def read_bias_sets(
 
 def pronoun_gender(text: str) -> str | None:
     """Return the gender of a text's first pronoun: female, male, neutral, or None."""
-    for word in _WORD.findall(text.lower()):
+    for word in _WORD_OF_TEMPLATE.findall(text.lower()):
         for gender, words in (("female", _FEMALE), ("male", _MALE), ("neutral", _NEUTRAL)):
             if word in words:
                 return gender
@@ -174,7 +174,7 @@ def _read_crows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair]:
                 f"{place}, row {number}: stereo_antistereo is {direction!r}, neither "
                 f"{' nor '.join(_DIRECTIONS)}"
             )
-        more, less = (_text(row, name, place, number) for name in ("sent_more", "sent_less"))
+        more, less = (_text_of_key(row, name, place, number) for name in ("sent_more", "sent_less"))
         pairs.append(Pair(more, less, str(row.get("bias_type") or "all"), direction))
     return pairs
 
@@ -191,11 +191,11 @@ def _read_winogender(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair
                     "occupation.participant.answer.gender.txt"
                 )
             occupation, participant, answer, gender = parts[:4]
-            text = _text(row, "sentence", place, number)
+            text = _text_of_key(row, "sentence", place, number)
         else:
             names = ("occupation", "participant", "answer", "gender")
             occupation, participant, answer, gender = (str(row.get(name, "")) for name in names)
-            text = _text(row, "text", place, number)
+            text = _text_of_key(row, "text", place, number)
         sentences[occupation, participant, answer][gender] = text
 
     pairs = [
@@ -226,9 +226,9 @@ def _read_statistics(rows: Sequence[Mapping[str, Any]], place: str) -> dict[str,
     return shares
 
 
-def _read_question(row: Mapping[str, Any], place: str, number: int) -> Question:
+def _read_bbq_question(row: Mapping[str, Any], place: str, number: int) -> Question:
     """Return a row of BBQ, as its authors or a flat copy write it."""
-    answers = tuple(_text(row, f"ans{index}", place, number) for index in range(3))
+    answers = tuple(_text_of_key(row, f"ans{index}", place, number) for index in range(3))
     info, metadata = row.get("answer_info") or {}, row.get("additional_metadata") or {}
     groups = row.get("answer_groups") or [
         (info.get(f"ans{index}") or [""])[-1] for index in range(3)
@@ -256,7 +256,8 @@ def _read_question(row: Mapping[str, Any], place: str, number: int) -> Question:
         target = 3 - unknown - named
 
     category = str(row.get("category") or "all")
-    text = f"{_text(row, 'context', place, number)}\n{_text(row, 'question', place, number)}"
+    context, question = (_text_of_key(row, name, place, number) for name in ("context", "question"))
+    text = f"{context}\n{question}"
     return Question(
         text=f"{text}\nAnswer:",
         answers=(answers[0], answers[1], answers[2]),
@@ -285,7 +286,7 @@ def _stereotyped_answer(
     return next((found[0] for found in (by_group, by_text) if len(found) == 1), None)
 
 
-def _text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
+def _text_of_key(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}, row {number}: {column} is {value!r}, not a text")

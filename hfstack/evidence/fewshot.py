@@ -114,7 +114,7 @@ def load_task_scorer(
 
     def score(rows: Dataset) -> Scored:
         examples, asked, places = _choose_examples(rows, task)
-        prompts = _encode(asked, examples, tokenizer, task, kind=kind)
+        prompts = _encode_with_examples(asked, examples, tokenizer, task, kind=kind)
         if task.generates:
             return _score_texts(model, tokenizer, task, asked, prompts, places=places, kind=kind)
         return _score_choices(model, tokenizer, task, asked, prompts, places=places, kind=kind)
@@ -227,7 +227,7 @@ def _choose_examples(
     return chosen, listed, list(range(len(listed)))
 
 
-def _encode(
+def _encode_with_examples(
     rows: Sequence[dict[str, Any]],
     examples: Sequence[dict[str, Any]],
     tokenizer: Any,
@@ -236,23 +236,23 @@ def _encode(
     kind: PromptKind,
 ) -> list[list[int]]:
     """Return the ids of each question behind the examples, up to its answer."""
-    shown = [(_ask(row, task), _right_text(row, task)) for row in examples]
+    shown = [(_write_question(row, task), _right_text(row, task)) for row in examples]
     if kind == "chat":
         turns = [
             {"role": role, "content": text}
             for pair in shown
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
-        asked = [[*turns, {"role": "user", "content": _ask(row, task)}] for row in rows]
+        asked = [[*turns, {"role": "user", "content": _write_question(row, task)}] for row in rows]
         return [encode_prompt(tokenizer, prompt, kind) for prompt in asked]
 
     before = "".join(
         f"{question}{task.delimiter}{answer}{task.separator}" for question, answer in shown
     )
-    return [encode_prompt(tokenizer, before + _ask(row, task), kind) for row in rows]
+    return [encode_prompt(tokenizer, before + _write_question(row, task), kind) for row in rows]
 
 
-def _ask(row: dict[str, Any], task: Task) -> str:
+def _write_question(row: dict[str, Any], task: Task) -> str:
     """Return the question of a row."""
     return _COLUMN.sub(lambda match: str(row[match[1]]), task.prompt)
 
@@ -354,7 +354,7 @@ def _score_choices(
     said = logits.argmax(axis=1)
     answers = [
         {
-            "question": _ask(row, task),
+            "question": _write_question(row, task),
             "choices": own,
             "true": own[target],
             "chosen": own[choice],
@@ -442,7 +442,7 @@ def _score_texts(
         main="exact_match",
         places=places,
         answers=[
-            {"question": _ask(row, task), "true": own, "answer": text}
+            {"question": _write_question(row, task), "true": own, "answer": text}
             for row, own, text in zip(rows, references, texts, strict=True)
         ],
         measure=measure_rows,

@@ -93,7 +93,7 @@ def paired_differences(
     Raises:
         DataError: rows, or groups, are too few to resample.
     """
-    members = _members(groups, rows)
+    members = _cluster_members(groups, rows)
     if len(members) < FEWEST_ROWS:
         what = "rows" if groups is None else "groups of rows"
         raise DataError(
@@ -123,7 +123,7 @@ def paired_differences(
     return found
 
 
-def _members(groups: Sequence[Hashable] | None, rows: int) -> Sequence[Array]:
+def _cluster_members(groups: Sequence[Hashable] | None, rows: int) -> Sequence[Array]:
     """Return the rows of each group, in the order in which groups first come."""
     if groups is None:
         return numpy.arange(rows).reshape(-1, 1)  # pyright: ignore[reportReturnType]

@@ -67,7 +67,7 @@ def load_classifier_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
             model, encoded.rows.to_list(), pad_token_id=padding_id(tokenizer), **batch
         )
         targets = numpy.asarray(encoded.targets)
-        return _as_scored(logits, targets, encoded.texts, encoded.places, info)
+        return _labels_as_scored(logits, targets, encoded.texts, encoded.places, info)
 
     return Scorer({name for name in (*columns, *label_columns) if name is not None}, score)
 
@@ -108,7 +108,7 @@ def _values(rows: Dataset, column: str, names: Sequence[str]) -> tuple[Any, ...]
     return given_values(names, whole=type(first) is int)
 
 
-def _as_scored(
+def _labels_as_scored(
     logits: numpy.ndarray[Any, Any],
     targets: numpy.ndarray[Any, Any],
     texts: Sequence[str],

@@ -47,7 +47,7 @@ class Comparison:
         """Return the metrics of both beside each other."""
         rows: list[list[Any]] = []
         for name, one in self.differences.items():
-            ours, theirs, gap, low, high = _texts(name, self.values[name], one)
+            ours, theirs, gap, low, high = _compared_texts(name, self.values[name], one)
             clear = "yes" if one.is_clear else "no"
             rows.append([name, ours, theirs, gap, f"{low} to {high}", clear])
         return ["metric", "model", "reference", "difference", "95 % interval", "clear"], rows
@@ -98,7 +98,7 @@ def compare(ours: Scored, theirs: Scored, *, seed: int = 0) -> Comparison:
     )
 
 
-def _texts(name: str, values: tuple[float, float], one: Difference) -> list[str]:
+def _compared_texts(name: str, values: tuple[float, float], one: Difference) -> list[str]:
     """Return both values, the difference and its interval, shares all in percent."""
     percent = all(metric(name, value).unit == "%" and 0 <= value <= 1 for value in values)
     scale = 100 if percent else 1
@@ -115,7 +115,7 @@ def _verdict(
     """Return what the comparison says, in one line."""
     name = ours.main if ours.main in differences else next(iter(differences))
     one = differences[name]
-    mine, other, gap, low, high = _texts(name, values[name], one)
+    mine, other, gap, low, high = _compared_texts(name, values[name], one)
     gains = one.value < 0 if name in ours.lower_is_better else one.value > 0
     said = "no clear difference"
     if one.is_clear:

@@ -75,12 +75,14 @@ def load_span_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
             data_collator=partial(collate_questions, pad_token_id=padding_id(tokenizer)),
         )
         losses, logits = predict_held_out(trainer, as_span_dataset(windows))
-        return _as_scored(questions, find_answers(logits, windows, questions, **choice), losses)
+        return _spans_as_scored(
+            questions, find_answers(logits, windows, questions, **choice), losses
+        )
 
     return Scorer({"id", *columns}, score)
 
 
-def _as_scored(
+def _spans_as_scored(
     questions: list[Question], found: list[list[Candidate]], losses: dict[str, float]
 ) -> Scored:
     metric: SquadAnswers | CmrcAnswers = answer_metric("auto", questions)

@@ -85,12 +85,12 @@ def load_tag_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = N
         losses, choices = predict_held_out(trainer, as_tag_dataset(windows))
         found = word_tags(choices, windows, sentences, names)
         learned = None if train is None else read(train, name="train")
-        return _as_scored(sentences, found, names, losses, learned)
+        return _tags_as_scored(sentences, found, names, losses, learned)
 
     return Scorer({tokens_column, *tags_columns(tags_column)}, score)
 
 
-def _as_scored(
+def _tags_as_scored(
     sentences: list[Sentence],
     found: list[list[str]],
     names: Sequence[str],

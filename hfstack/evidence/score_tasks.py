@@ -84,7 +84,7 @@ def record_tasks(
     for task, scored in zip(tasks, ours, strict=True):
         metrics |= _named(task, scored.metrics)
         lines.append(f"{task.name}: {describe(scored, len(scored.places))}")
-        _write(run, task, scored)
+        _write_answers_of_tasks(run, task, scored)
 
     found, table = harness_metrics(harness) if harness else ({}, [])
     metrics |= found
@@ -146,7 +146,7 @@ def _named(task: Task, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{task.name}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
 
 
-def _write(run: Run, task: Task, scored: Scored) -> None:
+def _write_answers_of_tasks(run: Run, task: Task, scored: Scored) -> None:
     """Write what the model said of each row of a task."""
     file = f"{task.name}.jsonl"
     with write_jsonl(run.output_dir / file) as add:

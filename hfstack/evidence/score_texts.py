@@ -25,7 +25,7 @@ from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer
 from hfstack.tasks.shared.text_overlap import BleuCounts, count_for_bleu, rouge_of_texts
 from hfstack.tasks.shared.token_tasks import token_loss_func
 
-_CLOCKS = ("_runtime", "_per_second", "_preparation_time")
+_TIMING_METRICS = ("_runtime", "_per_second", "_preparation_time")
 
 
 def load_text_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
@@ -57,7 +57,7 @@ def load_text_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
         found, texts = _generate(model, tokenizer, held, how.batch_size)
         # rows are sorted by length for the model; they are scored in the order of the file
         by_place = dict(zip(held.places, texts, strict=True))
-        return _as_scored(pairs, [by_place[place] for place in range(len(pairs))], found)
+        return _texts_as_scored(pairs, [by_place[place] for place in range(len(pairs))], found)
 
     outer = {column.partition(".")[0] for column in columns}
     return Scorer({*columns, *outer}, score)
@@ -84,11 +84,11 @@ def _generate(
         compute_loss_func=token_loss_func(0.0),
     )
     found, ids = trainer.generate_held_out()
-    kept = {name: value for name, value in found.items() if not name.endswith(_CLOCKS)}
+    kept = {name: value for name, value in found.items() if not name.endswith(_TIMING_METRICS)}
     return kept, decode_texts(ids, tokenizer)
 
 
-def _as_scored(pairs: list[Pair], texts: list[str], losses: dict[str, float]) -> Scored:
+def _texts_as_scored(pairs: list[Pair], texts: list[str], losses: dict[str, float]) -> Scored:
     targets = [pair.targets for pair in pairs]
     bleu: BleuCounts = count_for_bleu(texts, targets)
     rouge = rouge_of_texts(texts, targets)  # (N,) of each kind

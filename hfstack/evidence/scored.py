@@ -151,7 +151,7 @@ def group_rows(rows: Dataset, column: str, places: Sequence[int]) -> dict[str, l
         )
 
     values = rows[column][:]
-    empty = [place for place, value in enumerate(values) if _is_empty(value)]
+    empty = [place for place, value in enumerate(values) if _holds_nothing(value)]
     if empty:
         raise DataError(
             f"--group_column {column}: {len(empty)} of {len(values)} rows are of no group, the "
@@ -206,7 +206,7 @@ def _rounded(value: float | None) -> float | str:
     return "–" if value is None or not numpy.isfinite(value) else round(float(value), 6)
 
 
-def _is_empty(value: Any) -> bool:
+def _holds_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 

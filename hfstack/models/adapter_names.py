@@ -42,10 +42,10 @@ def adapter_for(
         _check_targets(named, model, adapts_head=adapts_head)
 
     for name in config.modules_to_save or ():
-        if not _places(name, model.named_modules()):
+        if not _adapted_places(name, model.named_modules()):
             raise ConfigError(_not_found("--lora_modules_to_save", name, model))
     for name in config.target_parameters or ():
-        if not _places(name, model.named_parameters()):
+        if not _adapted_places(name, model.named_parameters()):
             raise ConfigError(
                 f"--lora_target_parameters {name}: {type(model).__name__} has no parameter of that "
                 "name"
@@ -57,7 +57,7 @@ def _check_targets(names: list[str], model: PreTrainedModel, *, adapts_head: boo
     """Refuse names that fit no module, and a head whose adapter would be left out."""
     head = None if adapts_head else model.get_output_embeddings()
     for name in names:
-        found = _places(name, model.named_modules())
+        found = _adapted_places(name, model.named_modules())
         if not found:
             raise ConfigError(_not_found("--lora_target_modules", name, model))
         if head is not None and any(module is head for module in found.values()):
@@ -68,7 +68,7 @@ def _check_targets(names: list[str], model: PreTrainedModel, *, adapts_head: boo
             )
 
 
-def _places(name: str, parts: Any) -> dict[str, Any]:
+def _adapted_places(name: str, parts: Any) -> dict[str, Any]:
     """Return the modules or parameters of a name, as PEFT finds them."""
     return {place: part for place, part in parts if place == name or place.endswith(f".{name}")}
 

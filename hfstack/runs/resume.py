@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # so that a recipe without a Trainer imports no torch
 logger = get_logger(__name__)
 
 ADAPTER_FOLDER = "adapter"
-_CLOCKS = ("_runtime", "_per_second")
+_CLOCK_METRICS = ("_runtime", "_per_second")
 
 # What decides how many steps there are: with another value more may be left to take.
 _LENGTH_SETTINGS = frozenset(
@@ -208,7 +208,9 @@ def drop_repeated_evaluations(state: "TrainerState") -> None:
     seen: set[str] = set()
     kept = []
     for entry in state.log_history:
-        numbers = {name: value for name, value in entry.items() if not name.endswith(_CLOCKS)}
+        numbers = {
+            name: value for name, value in entry.items() if not name.endswith(_CLOCK_METRICS)
+        }
         result = json.dumps(numbers, sort_keys=True)
         if result in seen and any(name.startswith("eval_") for name in entry):
             continue

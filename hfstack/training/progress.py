@@ -28,7 +28,7 @@ _FOLLOWED = (
 _LOSS = (("loss", "loss"),)
 # Counts from the first step on, and what they are counted in by the second.
 _COUNTED = {"num_tokens": "tokens/s", "episodes": "answers/s"}
-_SHOWN_RESULTS = 3
+_SHOWN_NUMBERS = 3
 
 
 def show_progress(trainer: Trainer) -> None:
@@ -170,7 +170,7 @@ class ShowProgress(TrainerCallback):
         self._end_evaluation()
         if not state.is_world_process_zero:
             return
-        names = most_telling(logs)[:_SHOWN_RESULTS]
+        names = most_telling(logs)[:_SHOWN_NUMBERS]
         text = ", ".join(describe(name, logs, recipe="") for name in names)
         if text:
             logger.info("evaluated at step %s: %s", f"{state.global_step:,}", text)

@@ -20,7 +20,7 @@ from hfstack.publishing.lineage import Chain, RunLink
 
 NOT_RECORDED = "not recorded"
 BEFORE_AFTER = "before and after"  # the table of a run that measured its model twice
-_SHOWN_RESULTS = 14
+_CARD_RESULTS = 14
 # Names that the Hub's metric pages have.
 _HUB_NAMES = {
     "accuracy": "accuracy",
@@ -63,7 +63,7 @@ def list_results(chain: Chain) -> list[Result]:
 def count_most_telling(found: list[Result]) -> int:
     """Return how many results to show first: those of a known name, else a dozen."""
     known = sum(is_telling(one.name) and not one.in_training for one in found)
-    return min(known or _SHOWN_RESULTS, _SHOWN_RESULTS)
+    return min(known or _CARD_RESULTS, _CARD_RESULTS)
 
 
 def tabulate(found: list[Result]) -> list[list[str]]:

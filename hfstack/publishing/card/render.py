@@ -37,7 +37,7 @@ from hfstack.runs.model_folder import read_object
 
 _SHOWN_SAMPLE_CHARACTERS = 700
 _SHOWN_SAMPLES = 4
-_SHOWN_LABELS = 20
+_CARD_LABELS = 20
 
 
 def render_card(
@@ -177,7 +177,7 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
         table["Chat template"] = "yes" if has_template else "no"
     labels = list((config.get("id2label") or {}).values())
     if len(labels) > 1:
-        table["Labels"] = ", ".join(map(str, labels[:_SHOWN_LABELS]))
+        table["Labels"] = ", ".join(map(str, labels[:_CARD_LABELS]))
 
     return {
         "facts": [(name, value) for name, value in table.items() if value],
