@@ -34,7 +34,7 @@ demo: venv
 
 feedback: venv
 	@test -f runs/story/sft/run.json || { echo "there is no model to judge yet: make demo"; exit 1; }
-	PATH="$(CURDIR)/$(BIN):$$PATH" ROUNDS=1 OPEN_PAGE=true bash recipes/feedback_rounds.sh runs/story runs/story_feedback
+	PATH="$(CURDIR)/$(BIN):$$PATH" ROUNDS="$${ROUNDS:-1}" OPEN_PAGE=true bash recipes/feedback_rounds.sh runs/story runs/story_feedback
 
 # one thread for each of the two: more would only wait for each other on two cores
 test: venv

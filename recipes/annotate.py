@@ -7,7 +7,6 @@ reads   answers from files, or one or two models that answer the prompts of file
 writes  feedback.sqlite (every judgement, for the recipe feedback) and run.json in --output_dir
 """
 
-import time
 import webbrowser
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from hfstack.feedback.sampling import (
     choose_uncertain,
     load_scorers,
 )
-from hfstack.feedback.server import bind, serving
+from hfstack.feedback.server import bind, serving, wait_for_people
 from hfstack.feedback.simulate import SimulationArgs, simulate_people
 from hfstack.feedback.store import Store
 from hfstack.runs.run import Run, RunArgs
@@ -51,8 +50,6 @@ from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text, prompt_o
 RULE = gold_score
 # What the items come from: a store that was made with others is another project's.
 MADE_BY = "answers_per_prompt max_new_tokens temperature select max_items demo_prompts".split()
-# Pages stay open this long after the last judgement, so that it can still be undone.
-LINGER_S = 60.0
 
 
 @dataclass
@@ -106,7 +103,8 @@ def main(
             answered = answer_rows(model_args, rows, how, args)
             items = make_items(answered, args, counts, seed=run_args.seed)
             gold = iterate_rows([Source(args.gold)]) if args.gold else []
-            store.create(project, items + read_gold(args.kind, gold, how))
+            made = items + read_gold(args.kind, gold, how)
+            store.create(project | {"counts": asdict(counts)}, made)
         asked = describe_sources(data_args.datasets, read)
         run.record_inputs(*names, *args.reward_models, items=asked)
         run.add_artifact("feedback", store.path)
@@ -129,10 +127,11 @@ def main(
                     webbrowser.open(f"{place}/#{tokens[desk.annotators[0]]}")
                 wait_for_people(desk)
 
-        # finish
+        # finish; a run that goes on has counted nothing itself
         judged, wanted = desk.queue.progress
+        counts = desk.project["counts"]
         store.close()
-        return run.finish({"judgements": judged, "judgements_wanted": wanted} | asdict(counts))
+        return run.finish({"judgements": judged, "judgements_wanted": wanted} | counts)
 
 
 def answer_rows(
@@ -165,15 +164,6 @@ def make_items(
     if not items:
         raise DataError(f"no items to judge are left: {asdict(counts)}; give more, or other, rows")
     return items
-
-
-def wait_for_people(desk: Desk) -> None:
-    """Return when all is judged and nobody has come for a minute, or the lead ends it."""
-    while not desk.stopped:
-        time.sleep(0.5)
-        if time.time() - desk.last_request > LINGER_S and desk.is_finished:
-            return
-    time.sleep(2)  # so that open pages see that it has ended
 
 
 if __name__ == "__main__":

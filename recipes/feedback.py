@@ -82,6 +82,9 @@ def main(model_args: ModelConfig, args: FeedbackArgs, run_args: RunArgs) -> dict
             judgements=[{"path": str(file), "files": [describe_file(file)]} for file in files],
         )
 
+        if args.leave_one_out and kind != "pairs":
+            raise DataError(f"--leave_one_out reads judgements of pairs, and these are of {kind}")
+
         # rows
         rows, counts = export_rows(
             kind,

@@ -48,6 +48,22 @@ stage() { # folder, recipe, options
     hfstack run "$recipe" --output_dir "$out/$folder" "$@" "${resume[@]}"
 }
 
+# What the win rate is judged by is a rule: people are asked for the same. It is written once,
+# because a store knows what its people were told.
+guidelines=$out/guidelines.txt
+mkdir -p "$out"
+if [ ! -f "$guidelines" ]; then
+    cat >"$guidelines" <<'TEXT'
+Which answer does better what the task asks for?
+
+It asks for the beginning of a story: some sentences about the hero, with the trait, the place and the
+thing that it names, and a name for the hero. Those named in the task count, others do not.
+
+An answer is worse if it breaks off, repeats itself or is no English. Capital letters and beauty do not
+matter. If both are as good, or as bad, say tie: that is better than a guess.
+TEXT
+fi
+
 policy=$first
 for ((round = 1; round <= rounds; round++)); do
     # each round asks what no other has asked, and none of what the win rate is measured on
@@ -57,7 +73,7 @@ for ((round = 1; round <= rounds; round++)); do
     stage "annotate$round" annotate --model_name_or_path "$policy" \
         --datasets "$out/asked$round/instructions.jsonl" --max_items "$labels" \
         --answers_per_prompt 2 --max_new_tokens $answer_tokens --seed "$seed" \
-        --open_page "${OPEN_PAGE:-false}" \
+        --open_page "${OPEN_PAGE:-false}" --guidelines "$guidelines" \
         --annotators "${people[@]}" "${judges[@]}"
     stores+=("$out/annotate$round")
 
@@ -96,3 +112,5 @@ print(before_and_after(folder, rounds), describe_rounds(folder, rounds), sep="\n
 PY
 printf '\nOpen %s in a browser. Talk to the model: hfstack chat %s\n' \
     "$out/report/report.html" "$policy"
+printf 'Another round of %d judgements: the same command with ROUNDS=%d before it.\n' \
+    "$labels" "$((rounds + 1))"

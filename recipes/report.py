@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from hfstack.config import command_line
 from hfstack.disk import describe_file
 from hfstack.errors import ConfigError
+from hfstack.feedback.rounds import metrics_by_round, round_table, verdict_of_rounds
 from hfstack.reporting.page import default_title, render_page
+from hfstack.reporting.results import Overview
 from hfstack.reporting.runs import Report, load_runs
 from hfstack.runs.record import RUN_FILE
 from hfstack.runs.run import Run
@@ -45,7 +47,8 @@ def main(args: ReportArgs) -> dict[str, float]:
 
         # page
         title = args.title or default_title(reports)
-        page = render_page(reports, title=title, made=datetime.now(UTC))
+        made = datetime.now(UTC)
+        page = render_page(reports, title=title, made=made, overviews=find_rounds(reports))
         target = run.output_dir / "report.html"
         target.write_text(page, encoding="utf-8")
         run.add_artifact("report", target.name)
@@ -60,6 +63,14 @@ def main(args: ReportArgs) -> dict[str, float]:
                 "page_bytes": len(page.encode()),
             }
         )
+
+
+def find_rounds(reports: list[Report]) -> list[Overview]:
+    """Return the table of rounds of feedback, where the runs hold some."""
+    rounds = metrics_by_round({report.directory.name: report.record for report in reports})
+    if not rounds:
+        return []
+    return [Overview("Rounds", "by round", round_table(rounds), verdict_of_rounds(rounds))]
 
 
 def describe(report: Report) -> dict[str, object]:

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from hfstack.logs import setup_logging
 
 ROOT = Path(__file__).parent.parent
-POST_TRAINING = ("sft", "dpo", "kto", "orpo", "ppo", "rloo", "grpo")
+POST_TRAINING = ("sft", "distill", "dpo", "kto", "orpo", "ppo", "rloo", "grpo")
 SENTENCES = [
     "Once upon a time a small fox found a red ball near the river.",
     "The owl was kind, so she gave the ball back to the fox.",

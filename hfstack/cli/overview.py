@@ -10,7 +10,7 @@ from pathlib import Path
 _JOBS = {
     "Make data ready": ("clean", "demo_corpus", "tokenizer"),
     "Pretrain": ("pretrain_clm", "pretrain_mlm", "scaling_ladder", "scaling_fit"),
-    "Teach a language model to answer": ("sft", "dpo", "orpo", "kto"),
+    "Teach a language model to answer": ("sft", "distill", "dpo", "orpo", "kto"),
     "Train against rewards": (
         *("preferences", "annotate", "feedback"),
         *("reward", "ppo", "rloo", "grpo"),

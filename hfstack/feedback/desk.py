@@ -49,6 +49,12 @@ class Desk:
         """Return whether nobody has anything left to judge."""
         return self.queue.is_finished(self.annotators, self._clock())
 
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every item has its judgements."""
+        judged, wanted = self.queue.progress
+        return judged >= wanted
+
     def describe(self) -> dict[str, Any]:
         """Return what the page needs to know of the project."""
         names = ("kind", "scales", "guidelines", "title")
@@ -73,10 +79,12 @@ class Desk:
 
     def step(self, annotator: str, number: int) -> dict[str, Any]:
         """Return a step that was shown before, with the judgement that counts now."""
+        self.last_request = self._clock()
         return {"state": "item"} | self._show(self._find(annotator, number))
 
     def history(self, annotator: str) -> list[dict[str, Any]]:
         """Return a person's own judgements, the latest first."""
+        self.last_request = self._clock()
         judged = self.queue.judged[annotator]
         rows = []
         for number in sorted(judged, reverse=True):

@@ -201,7 +201,10 @@ def _rows_of(
     verdicts = [vote.verdict for vote in votes]
     if kind == "correction":
         return [
-            {"prompt": item.prompt, "completion": vote.verdict["text"]}
+            {
+                "prompt": item.prompt,
+                "completion": _in_form_of(item.answers[0], vote.verdict["text"]),
+            }
             | {"original": item.answers[0], "by": [vote.annotator]}
             for vote in votes
         ]
@@ -229,6 +232,11 @@ def _rows_of(
     chosen, rejected = item.answers[found.value], item.answers[1 - found.value]
     row = {"prompt": item.prompt, "chosen": chosen, "rejected": rejected}
     return [row | {"margin": round(found.margin, 3), "judgements": len(votes)}]
+
+
+def _in_form_of(answer: Any, text: str) -> Any:
+    """Return a text as an answer was given: as it is, or as the turn of an assistant."""
+    return text if isinstance(answer, str) else [{"role": "assistant", "content": text}]
 
 
 def _joint_ranks(given: list[list[int]]) -> list[int]:

@@ -125,7 +125,7 @@ def leave_one_out(pairs: Sequence[LabelledPair], *, seed: int) -> list[LeftOut]:
     if len(names) < 2 or len(prompts) < 2 * _FOLDS:
         raise DataError(
             f"leave one annotator out needs two annotators and {2 * _FOLDS} prompts with a "
-            f"majority, got {len(names)} and {len(prompts)}: leave out --leave_one_out_model"
+            f"majority, got {len(names)} and {len(prompts)}: leave out --leave_one_out"
         )
 
     random.Random(seed).shuffle(prompts)

@@ -236,9 +236,22 @@ function send() {
   if (item && isComplete()) act("judge", item.step);
 }
 
+// Nothing is lost when a question to the server fails, but the person must see why nothing happens.
+async function askOrReport(path) {
+  try {
+    return await ask(path);
+  } catch (error) {
+    report("bad", "Not done: " + error.message + ". Try again.");
+    return null;
+  }
+}
+
 async function undo() {
   if (busy) return;
-  const rows = await ask("/api/steps");
+  busy = true; // a second press meanwhile would take back one more
+  const rows = await askOrReport("/api/steps");
+  busy = false;
+  if (!rows) return;
   if (!rows.length) {
     report("", "Nothing to undo");
     return;
@@ -251,14 +264,16 @@ async function undo() {
 }
 
 async function showHistory() {
-  const rows = await ask("/api/steps");
+  const rows = await askOrReport("/api/steps");
+  if (!rows) return;
   at("history").replaceChildren(...rows.map((row) => {
     const line = make("li");
     const skipped = row.action === "skip" ? " (skipped)" : "";
     const label = "Edit " + (row.step + 1) + skipped + ": " + row.prompt;
     const button = make("button", label, { type: "button" });
     button.addEventListener("click", async () => {
-      showItem(await ask("/api/steps/" + row.step), true);
+      const found = await askOrReport("/api/steps/" + row.step);
+      if (found) showItem(found, true);
     });
     line.append(button);
     return line;
@@ -271,7 +286,12 @@ function flag() {
   if (!pressed) at("comment").focus();
 }
 
-async function leave() { show(await ask("/api/next")); }
+async function leave() {
+  const next = await askOrReport("/api/next");
+  if (!next) return;
+  report("", "");
+  show(next);
+}
 
 function pressed(event) {
   const isWriting = event.target.matches("textarea, input");

@@ -2,47 +2,74 @@
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfstack.runs.record import read_run
+from hfstack.runs.record import RunRecord, read_run
 from hfstack.tokens.chat import extract_text
 
-_ROUND_COLUMNS = (
+_STAGES = ("feedback", "reward", "ppo", "win_rate")
+_ROUND_COLUMNS = [
     *("round", "rows", "agreement", "reward accuracy", "proxy reward", "KL"),
     "win rate over the first policy",
-)
+]
+
+
+def metrics_by_round(records: Mapping[str, RunRecord]) -> list[dict[str, dict[str, float]]]:
+    """Return the metrics of the stages of each round that has ended, in order.
+
+    Args:
+        records: by the name of their folder, such as reward1; others are left aside.
+    """
+
+    def finished(number: int) -> dict[str, dict[str, float]]:
+        found = {stage: records.get(f"{stage}{number}") for stage in _STAGES}
+        return {
+            stage: record.metrics
+            for stage, record in found.items()
+            if record is not None and record.recipe == stage and record.status == "finished"
+        }
+
+    by_round = map(finished, itertools.count(1))
+    return list(itertools.takewhile(lambda found: len(found) == len(_STAGES), by_round))
+
+
+def round_table(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, list[Any]]:
+    """Return what the page and the terminal show of rounds of feedback."""
+    rows = [
+        [
+            str(number),
+            f"{found['feedback']['kept']:.0f}",
+            _share(found["feedback"].get("agreement")),
+            _share(found["reward"].get("eval_accuracy")),
+            _format_number(found["ppo"].get("eval_reward")),
+            _format_number(found["ppo"].get("eval_kl_per_completion")),
+            _format_interval(found["win_rate"]),
+        ]
+        for number, found in enumerate(rounds, 1)
+    ]
+    return {"columns": _ROUND_COLUMNS, "rows": rows}
+
+
+def verdict_of_rounds(rounds: Sequence[dict[str, dict[str, float]]]) -> str:
+    """Return whether the last round's policy is better than the first, in a sentence."""
+    return verdict(rounds[-1]["win_rate"], rounds[-1]["feedback"]["kept"])
 
 
 def describe_rounds(folder: str | Path, rounds: int) -> str:
     """Return the table of rounds of feedback_rounds.sh, and the verdict."""
-    lines: list[tuple[str, ...]] = [_ROUND_COLUMNS]
-    last: dict[str, float] = {}
-    labels = 0.0
-    for number in range(1, rounds + 1):
-        feedback, reward, policy, last = (
-            read_run(Path(folder) / f"{stage}{number}").metrics
-            for stage in ("feedback", "reward", "ppo", "win_rate")
-        )
-        labels = feedback["kept"]
-        lines.append(
-            (
-                str(number),
-                f"{labels:.0f}",
-                _share(feedback.get("agreement")),
-                _share(reward.get("eval_accuracy")),
-                _format_number(policy.get("eval_reward")),
-                _format_number(policy.get("eval_kl_per_completion")),
-                _format_interval(last),
-            )
-        )
+    names = [f"{stage}{number}" for number in range(1, rounds + 1) for stage in _STAGES]
+    found = metrics_by_round({name: read_run(Path(folder) / name) for name in names})
+    table = round_table(found)
 
+    lines = [table["columns"], *table["rows"]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
+    shown = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    return "\n".join([*table, "", verdict(last, labels)])
+    return "\n".join([*shown, "", verdict_of_rounds(found)])
 
 
 def before_and_after(folder: str | Path, rounds: int, *, tasks: int = 3) -> str:

@@ -55,6 +55,8 @@ _HEADERS = {
 # Far above what a person does, and below what guessing a token would need.
 _PER_S, _BURST = 20.0, 60.0
 _WRONG_PER_S, _WRONG_BURST = 0.2, 20.0
+# Pages stay open this long after the last judgement, so that it can still be undone.
+LINGER_S = 60.0
 
 
 def make_app(desk: Desk) -> Any:
@@ -250,3 +252,20 @@ def serving(desk: Desk, sock: socket.socket) -> Iterator[None]:
         server.should_exit = True
         thread.join(timeout=10)
         sock.close()
+
+
+def wait_for_people(desk: Desk) -> None:
+    """Return when all is judged and nobody has come for a minute, or the lead ends it."""
+    logger.info(
+        "open a link in a browser; each judgement is kept at once: Ctrl-C stops, and the same "
+        "command goes on"
+    )
+    is_told = False
+    while not desk.stopped:
+        time.sleep(0.5)
+        if not is_told and desk.is_complete:
+            is_told = True
+            logger.info("all is judged; the last can be undone for %.0f s", LINGER_S)
+        if time.time() - desk.last_request > LINGER_S and desk.is_finished:
+            return
+    time.sleep(2)  # so that open pages see that it has ended

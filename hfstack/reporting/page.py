@@ -7,7 +7,7 @@ nothing and run only its own script, by hash.
 import base64
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hfstack.reporting.provenance import (
     run_section,
     short_commit,
 )
-from hfstack.reporting.results import results_section
+from hfstack.reporting.results import Overview, overview_block, results_section
 from hfstack.reporting.runs import Report
 
 _STATUS = {
@@ -34,12 +34,15 @@ _STATUS = {
 }
 
 
-def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
+def render_page(
+    reports: list[Report], *, title: str, made: datetime, overviews: Sequence[Overview] = ()
+) -> str:
     """Return the HTML text of the page.
 
     Args:
         reports: the runs in the order in which they are shown.
         made: when the page is made, for its foot.
+        overviews: tables about several runs at once, which stand before their results.
     """
     groups = _by_recipe(reports)
     drawn = {
@@ -51,6 +54,7 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     curves = [curves_section(groups[name], made) for name, made in drawn.items() if made]
     samples = [samples_section(report) for report in reports if report.samples]
     sections = [
+        *(_section(one.name.lower(), one.name, [overview_block(one)]) for one in overviews),
         _section("results", "Results", _present(results_section, list(groups.values()))),
         _section("samples", "Samples", samples),
         _section("curves", "Curves", curves),

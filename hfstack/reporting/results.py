@@ -1,6 +1,7 @@
 """The results of the runs: metrics beside each other, tables and pictures."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from hfstack.drawing.html import Html, join, tag
@@ -24,6 +25,22 @@ _LATER_ENDINGS = ("_runtime", "_per_second")
 _SHOWN_CELL_CHARACTERS = 320
 _VERDICTS = frozenset({"bad", "warn", "ok"})
 _COUNT_COLUMNS = frozenset({"count", "documents", "rows", "dropped", "kept"})
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table about several runs at once, and what it says in a sentence."""
+
+    name: str
+    heading: str
+    table: dict[str, list[Any]]
+    verdict: str
+
+
+def overview_block(overview: Overview) -> Html:
+    """Return an overview: its sentence, then its table."""
+    table = _table(overview.heading, overview.table)
+    return tag("section.block", tag("p", overview.verdict), tag("div.tables", table))
 
 
 def results_section(group: list[Report]) -> Html | None:

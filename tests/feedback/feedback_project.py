@@ -13,6 +13,13 @@ from hfstack.feedback.kinds import Item
 from hfstack.feedback.server import bind, serving
 from hfstack.feedback.store import Store
 
+VERDICTS: dict[str, dict[str, Any]] = {
+    "pairs": {"choice": 1, "strength": 2},
+    "ranking": {"ranks": [2, 1, 3]},
+    "thumbs": {"label": True},
+    "ratings": {"scales": {"kind": 4}},
+    "correction": {"text": "The owl was kind."},
+}
 QUEUE = {"overlap": 1, "gold_share": 0.0, "repeat_share": 0.0, "seed": 0}
 
 
@@ -41,6 +48,35 @@ def pairs(count: int) -> list[Item]:
 
 def token(desk: Desk, name: str) -> str:
     return token_of(desk.project["key"], name)
+
+
+def judge_items(folder: Path, kind: str, *, as_turns: bool) -> None:
+    """Write a store of a kind in which one person has judged 12 items."""
+
+    def said(role: str, text: str) -> Any:
+        return [{"role": role, "content": text}] if as_turns else text
+
+    count = {"pairs": 2, "ranking": 3}.get(kind, 1)
+    items = [
+        Item(
+            said("user", f"Tell me of fox {n}."), [said("assistant", f"Fox {n}{c}.") for c in "abc"]
+        )
+        for n in range(12)
+    ]
+    for item in items:
+        item.answers = item.answers[:count]
+    folder.mkdir()
+    scales = ["kind"] if kind == "ratings" else []
+    desk = make_desk(folder, items, kind=kind, annotators=["ann"], scales=scales)
+    for number in range(len(items)):
+        # of one answer each second one is worse, so that there is something to learn
+        verdict = VERDICTS[kind]
+        if number % 2 and kind == "thumbs":
+            verdict = {"label": False}
+        shown = desk.next("ann")
+        given = {"id": f"judgement {number}", "step": shown["step"], "action": "judge"}
+        desk.judge("ann", given | {"verdict": verdict, "seconds": 2})
+    desk.store.close()
 
 
 @contextlib.contextmanager

@@ -110,6 +110,10 @@ def test_every_other_kind_is_read_by_the_preference_readers() -> None:
     corrected = JudgedItem(Item("p", ["x"]), votes({"text": "better"}))
     rows, _ = export_rows("correction", [corrected])
     assert rows == [{"prompt": "p", "completion": "better", "original": "x"}]
+    turns = [{"role": "assistant", "content": "x"}]
+    corrected = JudgedItem(Item("p", [turns]), votes({"text": "better"}))
+    rows, _ = export_rows("correction", [corrected])
+    assert rows[0]["completion"] == [{"role": "assistant", "content": "better"}]
 
 
 def test_the_table_of_annotators() -> None:

@@ -131,6 +131,8 @@ def test_a_server_that_dies_in_the_middle_loses_and_doubles_nothing(
         page = Page(browser, address, key)
         page.wait("progress", "0 judged")
         page.judge("1" + ENTER, 1)
+    page.press("u")
+    page.wait("save", "Not done: the server cannot be reached. Try again.")
     page.press("1" + ENTER)
     page.wait("save", "Not saved yet: the server cannot be reached. Kept here")
     # each next try hides the button for a moment

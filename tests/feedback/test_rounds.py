@@ -1,14 +1,17 @@
 """Rounds of feedback: an honest verdict, and the whole loop at its tiniest size."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hfstack.feedback.rounds import verdict
+from hfstack.feedback.rounds import describe_rounds, verdict
 from hfstack.runs.record import read_run
+from tests.reporting.test_page import write_run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -28,6 +31,38 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_verdict_is_that_of_the_interval(low: float, high: float, words: str) -> None:
     metrics = {"win_rate": 0.6, "win_rate_low": low, "win_rate_high": high}
     assert words in verdict(metrics, 40)
+
+
+def write_round(folder: Path, number: int, **changes: Any) -> None:
+    metrics: dict[str, dict[str, float]] = {
+        "feedback": {"kept": 40.0 * number, "agreement": 0.75},
+        "reward": {"eval_accuracy": 0.8},
+        "ppo": {"eval_reward": 1.25, "eval_kl_per_completion": 3.5},
+        "win_rate": {"win_rate": 0.6, "win_rate_low": 0.52, "win_rate_high": 0.68},
+    }
+    for recipe, found in metrics.items():
+        write_run(folder / f"{recipe}{number}", recipe, metrics=found, **changes)
+
+
+def test_all_rounds_that_have_ended_are_on_the_page(run_recipe: Any, tmp_path: Path) -> None:
+    write_round(tmp_path, 1)
+    write_round(tmp_path, 2)
+    write_round(tmp_path, 3, status="failed")
+    run_recipe("report", "--runs", tmp_path, "--output_dir", tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    found = page[page.index('id="rounds"') : page.index('id="results"')]
+    rows = re.findall(r"<tr>(.*?)</tr>", found, re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows[1:]]
+    last = ["75 %", "80 %", "1.25", "3.50", "60.0 % [52.0, 68.0]"]
+    assert cells == [["1", "40", *last], ["2", "80", *last]]
+    assert "The model is better than it was: 60.0 % [52.0, 68.0]" in found
+    # the terminal says the same
+    assert "2      80    75 %" in describe_rounds(tmp_path, 2)
+
+    write_run(tmp_path / "other" / "reward1", "reward", metrics={"eval_accuracy": 0.8})
+    run_recipe("report", "--runs", tmp_path / "other", "--output_dir", tmp_path / "none")
+    page = (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
+    assert 'id="rounds"' not in page
 
 
 def run(script: str, *arguments: Path, **environment: str) -> str:

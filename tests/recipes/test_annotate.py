@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.demo.answers import answers
-from hfstack.errors import AlreadyFinished, ConfigError, DataError
+from hfstack.errors import AlreadyFinished, ConfigError, DataError, Preempted
 from hfstack.feedback.export import read_stores
 from hfstack.feedback.server import bind
 from hfstack.feedback.store import open_store
@@ -84,6 +84,19 @@ def test_a_model_answers_and_equal_answers_are_dropped(
     # at temperature 0 a model writes the same answer twice
     with pytest.raises(DataError, match=r"no items to judge are left: .*'equal_answers': 3"):
         annotate(**common, temperature=0, output_dir=tmp_path / "greedy")
+
+
+def test_a_project_that_was_interrupted_goes_on_with_its_counts(
+    annotate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "hfstack.feedback.simulate.judge_all"
+    monkeypatch.setattr(module, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises((KeyboardInterrupt, Preempted)):
+        annotate()
+    assert read_run(tmp_path / "run").status == "preempted"
+    monkeypatch.undo()
+    metrics = annotate()
+    assert metrics["rows"] == metrics["items"] == metrics["judgements"] == 8
 
 
 def test_mistakes_end_in_one_line(annotate, tmp_path: Path) -> None:

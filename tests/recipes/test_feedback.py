@@ -9,6 +9,7 @@ from hfstack.demo.answers import answers
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 from hfstack.tasks.preferences.data import to_pairs
+from tests.feedback.feedback_project import judge_items
 
 
 @pytest.fixture(scope="module")
@@ -75,4 +76,7 @@ def test_mistakes_end_in_one_line(run_recipe, tmp_path: Path) -> None:
     refused("name --stores, such as runs/annotate", ConfigError)
     refused("none.sqlite: no such store", DataError, "--stores", tmp_path / "none.sqlite")
     refused("--formats are label_studio, argilla", ConfigError, "--stores", "x", "--formats", "csv")
+    judge_items(tmp_path / "thumbs", "thumbs", as_turns=False)
+    flags = ("--leave_one_out", "true", "--model_name_or_path", "never read")
+    refused("these are of thumbs", DataError, "--stores", tmp_path / "thumbs", *flags)
     refused("cannot be read as JSON", DataError, "--import_file", tmp_path / "none.json")

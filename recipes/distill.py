@@ -1,0 +1,180 @@
+"""Distill a language model into a smaller one, by the teacher's next tokens.
+
+    accelerate launch recipes/distill.py --config recipes/distill.yaml --teacher_model runs/large
+    hfstack run distill --teacher_model runs/large --model_name_or_path runs/small # the same
+
+The loss is the divergence between the next tokens of both on the rows of sft, over the tokens that
+sft would learn: forward KL (Hinton et al. 2015), reverse KL (Gu et al. 2024) or generalised JSD
+(Agarwal et al. 2024), perhaps beside the rows' own answers. Both have one tokenizer; where they do
+not, let the teacher answer and train by sft on the answers (docs/recipes/distill.md).
+
+reads   rows as sft reads them; a teacher; a student with the same tokenizer, or an architecture
+writes  the model or its adapter, checkpoints, samples, answers and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from peft import get_peft_model
+from transformers import Trainer
+from trl import ModelConfig, SFTConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.sources import DataArgs
+from hfstack.evidence.before_after import watch_change
+from hfstack.models import adapters, loading
+from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.runs.run import Run
+from hfstack.tasks.distillation import setup as distillation
+from hfstack.tasks.distillation.student import PartsOfLoss, use_distilled_loss
+from hfstack.tasks.sft import setup as fine_tuning
+from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
+from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
+from hfstack.tasks.sft.encoding import encode_questions, prompts_with_references
+from hfstack.tasks.shared.probe_settings import ProbeArgs
+from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.seams import answer_opening
+from hfstack.training.callbacks import Throughput
+from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
+from hfstack.training.saving import save_merged, save_trained
+
+
+@dataclass
+class StudentArgs(ProbeArgs):
+    """How rows are read, and what is kept and measured."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; by default the student's, of an architecture the teacher's.
+    """
+    prompt_column: str = "prompt"
+    """Column that holds what is asked."""
+    completion_column: str = "completion"
+    """Column that holds the answer."""
+    as_chat: bool = True
+    """Make prompt + completion a user's and an assistant's turn; off, join them as they are."""
+    merge_adapter: bool = False
+    """Save the whole model with the adapter merged; the adapter alone is kept in adapter/."""
+    answer_rows: int = 0
+    """Answer this many held-out prompts at the end and score them against their references."""
+    answer_tokens: int = 200
+    """Longest answer and longest sample, in tokens."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
+
+
+def main(
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    student_args: StudentArgs,
+    distill_args: distillation.DistillArgs,
+    training_args: SFTConfig,
+) -> dict[str, float]:
+    """Train the student against its teacher, evaluate and save; return the metrics."""
+    args = student_args
+    settings = (model_args, data_args, student_args, distill_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint, merge = run.resume_point(), args.merge_adapter
+        adapters.check_adapter_settings(model_args, merge_adapter=merge)
+        distillation.check_distill_settings(distill_args, training_args)
+
+        # data, split as sft splits it
+        columns = Columns(args.prompt_column, args.completion_column, text=data_args.text_column)
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_instructions(
+            data_args, columns, quarantine_file=quarantine, row_counts=counts
+        )
+        models = (model_args.model_name_or_path, distill_args.teacher_model)
+        run.record_inputs(*models, **splits.inputs)
+        rows = {
+            name: convert_rows(split, columns, as_chat=args.as_chat, row_counts=counts)
+            for name, split in splits.items()
+        }
+
+        # student, with the template and the end of turn that the rows need
+        tokenizer = distillation.load_student_tokenizer(
+            model_args, distill_args, args.tokenizer_name_or_path
+        )
+        model: Any = loading.load_causal_lm(model_args, tokenizer, new_head=True)
+        fine_tuning.check_sft_settings(training_args, model, rows)
+        chat = "messages" in rows["train"].column_names
+        fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=True)
+        adapters.give_pad_token(tokenizer, model, may_grow=False)
+        stop_at_end_of_turn(model, tokenizer)
+        record_form(run, rows["train"], tokenizer)
+        opening = answer_opening(tokenizer) if chat else ""
+
+        # rows as both models read them, and what the teacher says of them
+        on_bad_row = data_args.on_bad_row
+        encoded = fine_tuning.encode_rows(
+            rows, tokenizer, model, training_args, on_bad_row=on_bad_row, row_counts=counts
+        )
+        problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
+        taught = distillation.prepare_teacher(
+            distill_args, model_args, training_args, tokenizer, student=model, encoded=encoded
+        )
+        packed = fine_tuning.pack_rows(taught.rows, training_args)
+
+        # trainer: the stock one, of a model whose loss is its distance from the teacher
+        parts = PartsOfLoss()
+        use_distilled_loss(model, taught.teacher, distill_args.objective, parts)
+        adapter = adapters.new_adapter(model_args, model, adapts_head=False)
+
+        # what is logged beside the loss
+        costs = fine_tuning.step_costs(
+            packed["train"], model, training_args, adapter=adapter is not None
+        )
+        throughput = Throughput(**costs)
+        asked = prompts_with_references(
+            rows.get("eval", rows["train"]), tokenizer, limit=max(args.answer_rows, 3)
+        )
+        own = encode_questions(args.sample_prompts, tokenizer, chat=chat)
+        shown, longest = own or [prompt for prompt, _ in asked[:3]], args.answer_tokens
+        collate = fine_tuning.collator_for(model, tokenizer, packing=training_args.packing)
+
+        with refusals_of_upstream():
+            trainer = Trainer(
+                model=model if adapter is None else get_peft_model(model, adapter),
+                args=distillation.distill_trainer_settings(training_args),
+                data_collator=distillation.WithPlaces(collate),
+                train_dataset=packed["train"],
+                eval_dataset=packed.get("eval"),
+                processing_class=tokenizer,
+                callbacks=[
+                    throughput,
+                    parts,
+                    watch_answers(run, tokenizer, shown, max_new_tokens=longest, opening=opening),
+                    *protect(run, push_checkpoints(training_args)),
+                ],
+            )
+        watch_change(run, args, trainer, rows.get("eval", rows["train"]))
+
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        read = partial(loading.load_causal_lm, tokenizer=tokenizer)
+        save_trained(run, trainer, None if merge else read)
+
+        # evaluate: the distance, and the loss of the rows' own answers beside the teacher's
+        trained_model: Any = trainer.model
+        metrics = {"train_loss": trained.training_loss} | throughput.metrics() | taught.metrics
+        if "eval" in packed:
+            metrics |= trainer.evaluate()
+            metrics |= answer_loss(trained_model, tokenizer, encoded["eval"])
+        if args.answer_rows:
+            file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
+            first = asked[: args.answer_rows]
+            metrics |= score_answers(
+                trained_model, tokenizer, first, max_new_tokens=longest, opening=opening, file=file
+            )
+            run.add_artifact("answers", "answers.jsonl")
+
+        # finish
+        if merge:
+            save_merged(run, trainer, model_args, read)
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
