@@ -236,6 +236,20 @@ def test_the_trainer_behaves_as_run_needs():
         assert callable(getattr(Trainer, name))
 
 
+def test_the_trainer_counts_labels_as_the_preflight_sets():
+    from transformers import Trainer
+    from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+    # hfstack/training/next_token.py sets the first and answers the second
+    assert "_loss_shifts_labels" in inspect.getsource(Trainer._get_num_items_in_batch)
+    assert "self.compute_loss_func is not None" in inspect.getsource(Trainer.training_step)
+    assert "fused_lm_head=False" in inspect.getsource(add_fused_lm_head)
+    assert {field.name for field in dataclasses.fields(FusedCausalLMOutput)} == {
+        *("loss", "log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"),
+        *("label_mask", "aux_loss"),
+    }
+
+
 def test_accelerate_starts_one_cpu_process_and_leaves_only_master_addr(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -11,17 +11,18 @@ Legend: B rows, T tokens of a row.
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME
+from hfstack.models.output_head import body_of, without_adapter
 from hfstack.models.probes import Measured, documents_apart, embedding_rows
 
 logger = get_logger(__name__)
@@ -108,20 +109,23 @@ def keep_documents_apart(model: PreTrainedModel, option: str, *, longest: int) -
     if figure is not None and figure.holds:
         return "positions"
 
-    inner, window = _without_adapter(model), _smallest_window(model, longest)
+    inner, window = without_adapter(model), _smallest_window(model, longest)
     mask = BlockDiagonalMask(model.dtype, _windows(model, window))
-    before = inner.__dict__.get("forward")
-    _mask_packed_rows(inner, mask)
-
     # behind the window, so that a mask without one would show
-    masked = _measure_apart(model, **({} if window is None else {"tokens": window + 8}))
-    if masked is not None and masked.holds:
-        logger.info("packed documents are kept apart by a block-diagonal mask")
-        return "mask"
+    options = {} if window is None else {"tokens": window + 8}
 
-    del inner.forward
-    if before is not None:
-        inner.forward = before
+    # below the head, so that a loss which never makes all logits runs through it too; then above
+    # it as well, for heads that call a part of their body (OPT)
+    undo: list[Callable[[], None]] = []
+    for module in dict.fromkeys((body_of(inner), inner)):
+        undo.append(_mask_packed_rows(module, mask))
+        masked = _measure_apart(model, **options)
+        if masked is not None and masked.holds:
+            logger.info("packed documents are kept apart by a block-diagonal mask")
+            return "mask"
+
+    for take_off in reversed(undo):
+        take_off()
     change = "" if figure is None else f" (its logits change by {figure.value:.2g} of the largest)"
     raise ConfigError(
         f"{option}; in a packed row of {type(model).__name__} a document depends on the one before "
@@ -129,11 +133,11 @@ def keep_documents_apart(model: PreTrainedModel, option: str, *, longest: int) -
     )
 
 
-def _mask_packed_rows(model: Any, mask: BlockDiagonalMask) -> None:
-    """Make the model's forward pass add the mask where it gets positions alone."""
-    forward = model.forward
+def _mask_packed_rows(model: Any, mask: BlockDiagonalMask) -> Callable[[], None]:
+    """Add the mask to a forward pass that gets positions alone; return what undoes it."""
+    forward, own = model.forward, model.__dict__.get("forward")
 
-    # The Trainer reads the signature to know which columns to keep.
+    # what calls it may read the signature: the Trainer, to know which columns to keep
     @functools.wraps(type(model).forward)
     def masked_forward(self: Any, *args: Any, **inputs: Any) -> Any:
         positions = inputs.get("position_ids")
@@ -143,6 +147,13 @@ def _mask_packed_rows(model: Any, mask: BlockDiagonalMask) -> None:
         return forward(*args, **inputs)
 
     model.forward = types.MethodType(masked_forward, model)
+
+    def take_off() -> None:
+        del model.forward
+        if own is not None:
+            model.forward = own
+
+    return take_off
 
 
 def _measure_apart(model: PreTrainedModel, **options: Any) -> Measured | None:
@@ -155,12 +166,6 @@ def _measure_apart(model: PreTrainedModel, **options: Any) -> Measured | None:
     except Exception as error:
         logger.debug("the probe of packed documents ended in %r", error)
         return None
-
-
-def _without_adapter(model: PreTrainedModel) -> Any:
-    """Return the language model itself, which an adapter may be on."""
-    whole: Any = model
-    return whole.get_base_model() if isinstance(whole, PeftModel) else whole
 
 
 def _smallest_window(model: PreTrainedModel, longest: int) -> int | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -53,6 +54,11 @@ class OutputHead:
         for name in self.modules[:-1]:
             hidden = model.get_submodule(name)(hidden)
         return hidden
+
+
+def without_adapter(model: Any) -> Any:
+    """Return the model itself, which PEFT's wrapper may be around."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def body_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from transformers import Trainer
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.models.output_head import without_adapter
 from hfstack.models.probes import random_ids
 
 logger = get_logger(__name__)
@@ -35,7 +36,7 @@ def settle_router_loss(trainer: Trainer) -> None:
         return
 
     model = trl.accelerator.unwrap_model(trl.model)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapter(model)
     name_experts(inner.config.get_text_config())
     # in shards one process cannot run the model
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

@@ -27,6 +27,7 @@ from hfstack.training.checks import (
 )
 from hfstack.training.examples import first_rows
 from hfstack.training.experts import settle_router_loss
+from hfstack.training.next_token import settle_next_token_loss
 from hfstack.training.progress import show_progress
 from hfstack.training.saving import SaveFirst
 from hfstack.training.unread_options import refuse_unread_of
@@ -63,13 +64,14 @@ def checked(
         found: what the functions that check rows, prompts or losses have found.
 
     Raises:
-        ConfigError: an option is set that this recipe does not read, or weights of 16 bits are
-            trained.
+        ConfigError: an option is set that this recipe does not read, weights of 16 bits are
+            trained, or a causal model reads what follows a position.
         DataError: naming every problem.
         ExamplesShown: `--show` asked to see rows; they are its text.
     """
     refuse_unread_of(trainer)
     settle_router_loss(trainer)
+    settle_next_token_loss(trainer)
     _turn_off_all_dropout(trainer)
     _refuse_half_weights(trainer)
 

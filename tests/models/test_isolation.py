@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from trl.trainer.utils import add_fused_lm_head
 
 from hfstack.errors import ConfigError
 from hfstack.models.fused_loss import use_fused_loss
@@ -103,16 +104,23 @@ def test_the_mask_is_in_the_loss_under_an_adapter_and_in_16_bits() -> None:
         alone, packed = apart(adapted)
     assert (alone - packed).abs().max() < 0.02 * alone.abs().max()
 
-    # the loss of a packed row is that of its documents, whatever the first one is
-    model = opt()
-    use_fused_loss(model)
-    isolate_documents(model, block_size=64)
-    losses = []
-    for first in (FIRST, FIRST[::-1]):
-        batch = PackedCollator(pad_id=0)([packed_row(first, SECOND)])
-        batch["labels"][:, : len(first)] = -100
-        losses.append(model(**batch).loss.item())
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+@pytest.mark.parametrize("build", [opt, gpt_oss])
+def test_a_packed_rows_loss_is_that_of_its_documents(build: Any) -> None:
+    # by our head, and by the one that TRL's trainers put on a model
+    ours, theirs = build(), build()
+    use_fused_loss(ours)
+    isolate_documents(ours, block_size=64)
+    keep_documents_apart(theirs, "--packing", longest=64)
+    add_fused_lm_head(theirs)
+
+    for model, options in ((ours, {}), (theirs, {"fused_lm_head": True})):
+        losses = []
+        for first in (FIRST, FIRST[::-1]):
+            batch = PackedCollator(pad_id=0)([packed_row(first, SECOND)])
+            batch["labels"][:, : len(first)] = -100
+            losses.append(model(**batch, **options).loss.item())
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_a_state_that_runs_on_is_refused() -> None:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.output_head import without_adapter
 
 logger = get_logger(__name__)
 
@@ -112,7 +113,7 @@ def set_aside_settings(model: Any) -> Iterator[None]:
     Args:
         model: a causal language model, or PEFT's wrapper of one.
     """
-    holder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    holder = without_adapter(model)
     own = cast(GenerationConfig, holder.generation_config)
     if found := describe_settings(own):
         _log_once(

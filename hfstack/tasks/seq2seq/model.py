@@ -31,6 +31,7 @@ from hfstack.models.heads import (
     read_config,
 )
 from hfstack.models.loading import check_vocabulary
+from hfstack.models.output_head import without_adapter
 from hfstack.tasks.causal_lm.sampling import describe_settings
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 from hfstack.tokens.special_tokens import as_token_ids, end_token_ids
@@ -218,7 +219,7 @@ def set_decoding(
 
 def _decode_only_by(model: Any, decoding: dict[str, Any]) -> None:
     """Replace a model's generation_config by these settings and its own tokens."""
-    holder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    holder = without_adapter(model)
     own = holder.generation_config
     tokens = {name: getattr(own, name, None) for name in _TOKENS}
     others = {
