@@ -74,7 +74,7 @@ _TABLE = {
     "pad_to_multiple_of per_device_eval_batch_size per_device_train_batch_size "
     "precompute_ref_batch_size ref_model_sync_steps rollout_batch_size sample_tokens steps "
     "torch_empty_cache_steps total_episodes train_rows vllm_max_model_length "
-    "vllm_tensor_parallel_size vocab_size",
+    "vllm_tensor_parallel_size vocab_size workers",
     "[2, inf)": "block_size",
     "(0, 2048)": "max_row_mib",
     "-1 or [1, inf)": "max_steps",

@@ -9,7 +9,7 @@ writes  train.jsonl (eval.jsonl, dropped.jsonl) with all columns, and run.json, 
 
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from hfstack.data.cleaning.pipeline import (
     clean_text,
     format_table,
 )
+from hfstack.data.cleaning.workers import cpu_seconds
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
@@ -61,22 +62,17 @@ class CleanArgs:
     max_rows: int | None = None
     """Read at most this many rows of each dataset, from its beginning; all when unset."""
     eval_fraction: float = 0.0
-    """Share of the clean documents for eval.jsonl, in [0, 1); a hash of the text decides, so others
-    do not matter.
-    """
+    """Share of the clean documents for eval.jsonl, in [0, 1), chosen by a hash of each text."""
     decontaminate: list[Source] = field(default_factory=list)
     """Evaluation sets, named as in datasets: documents with 13 words (20 characters) of their texts
     are dropped.
     """
     save_dropped: bool = False
-    """Also write dropped.jsonl: every dropped row, masked like the others, with its dropped_reason.
-    """
+    """Also write dropped.jsonl: dropped rows, masked like the others, with a dropped_reason."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ConfigError("datasets: name at least one, e.g. --datasets raw.jsonl")
-        if not 0 <= self.eval_fraction < 1:
-            raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.max_rows is not None and self.max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
 
@@ -114,7 +110,7 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
 
         # clean
         report = CleaningReport()
-        started, started_cpu = time.perf_counter(), time.process_time()
+        started, started_cpu = time.perf_counter(), cpu_seconds()
         documents = clean_documents(
             rows,
             [*checks, *duplicates],
@@ -122,10 +118,12 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             clean=clean,
             text_column=args.text_column,
             skip_no_text=args.on_bad_row != "fail",
+            workers=text_args.workers,
         )
-        counts = write_documents(documents, report, args)
+        with closing(documents):
+            counts = write_documents(documents, report, args)
         seconds = time.perf_counter() - started
-        cpu_s = time.process_time() - started_cpu
+        cpu_s = cpu_seconds() - started_cpu
 
         # finish
         run.record_inputs(

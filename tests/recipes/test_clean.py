@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hfstack.data.cleaning import filters
 from hfstack.demo.noise import DROPPED, REPAIRED, noisy_corpus, score_cleaning
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError, DataError, MachineError, Preempted
 from hfstack.runs.record import read_run
 
 Recipe = Callable[..., dict[str, float]]
@@ -301,3 +304,57 @@ def test_real_chinese_verse_and_prose(
     assert metrics["dropped_exact_duplicate"] >= 790
     assert metrics["documents_out"] >= 785
     assert "dropped_too_short" not in metrics
+
+
+def test_two_workers_write_the_same_bytes(run_recipe: Recipe, tmp_path: Path) -> None:
+    rows = [{"text": row["text"]} for row in noisy_corpus(3, 600, share=0.3)]
+    raw = write_rows(tmp_path / "raw.jsonl", rows)
+    options = ("--save_dropped", "true", "--eval_fraction", "0.1", "--datasets", raw)
+
+    metrics = [
+        run_recipe("clean", *options, "--workers", workers, "--output_dir", tmp_path / workers)
+        for workers in ("1", "2")
+    ]
+    for name in ("train", "eval", "dropped"):
+        written = [(tmp_path / workers / f"{name}.jsonl").read_bytes() for workers in ("1", "2")]
+        assert written[0] == written[1] != b""
+
+    timed = {"documents_per_s", "bytes_per_cpu_s"}
+    one, two = ({name: each[name] for name in each.keys() - timed} for each in metrics)
+    assert one == two
+    tables = [read_run(tmp_path / workers).tables for workers in ("1", "2")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("signum", "whom", "error", "message", "status"),
+    [
+        (signal.SIGKILL, os.getpid, MachineError, "one of 2 workers was ended", "failed"),
+        (signal.SIGINT, os.getppid, Preempted, "stopped by SIGINT", "preempted"),
+    ],
+)
+def test_signals_leave_nothing_half_written(
+    run_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: int,
+    whom: Callable[[], int],
+    error: type[Exception],
+    message: str,
+    status: str,
+) -> None:
+    """A worker that the system kills, and Ctrl-C, while two workers clean."""
+
+    def send_signal(text: str) -> None:
+        if "number 150 " in text:
+            os.kill(whom(), signum)
+
+    # the recipe's first filter, which runs in the workers
+    monkeypatch.setattr(filters, "too_short", send_signal)
+    raw = write_rows(tmp_path / "raw.jsonl", [{"text": LONG.format(n)} for n in range(2000)])
+    with pytest.raises(error, match=message) as caught:
+        run_recipe("clean", "--datasets", raw, "--workers", 2, "--output_dir", tmp_path / "out")
+
+    assert "\n" not in str(caught.value)
+    assert read_run(tmp_path / "out").status == status
+    assert not [path.name for path in (tmp_path / "out").iterdir() if "jsonl" in path.name]

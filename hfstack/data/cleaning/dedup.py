@@ -15,7 +15,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
-from hfstack.data.cleaning.pipeline import CleanText
+from hfstack.data.cleaning.pipeline import CleanText, OrderedCheck
 from hfstack.data.columns import strings_of
 from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ def held_out(text: str, fraction: float) -> bool:
     return text_hash(text, b"eval split") < fraction * 2**64
 
 
-class ExactDuplicates:
+class ExactDuplicates(OrderedCheck):
     """Refuse a text that is the same, character by character, as one before.
 
     Two of N different texts share a 64-bit hash with probability N**2 / 2**65: 3e-6 for ten million
@@ -106,8 +106,13 @@ class ExactDuplicates:
     def __init__(self) -> None:
         self._seen = HashSet()
 
-    def __call__(self, text: str) -> str | None:
-        return None if self._seen.add(text_hash(text)) else "exact_duplicate"
+    def fingerprint(self, text: str) -> int:
+        """Return the hash of a text."""
+        return text_hash(text)
+
+    def admit(self, fingerprint: int) -> str | None:
+        """Return None for a hash that is new."""
+        return None if self._seen.add(fingerprint) else "exact_duplicate"
 
     @property
     def index_bytes(self) -> int:
@@ -115,7 +120,7 @@ class ExactDuplicates:
         return self._seen.index_bytes
 
 
-class NearDuplicates:
+class NearDuplicates(OrderedCheck):
     """Refuse near duplicates: Jaccard similarity of 5-unit shingles over `threshold`.
 
     MinHash signatures (Broder 1997) are datasketch's, split into the bands that its MinHashLSH
@@ -154,15 +159,16 @@ class NearDuplicates:
         self._empty = MinHash(num_perm=permutations, seed=1, hashfunc=int)  # shingles come hashed
         self._seen = HashSet()
 
-    def __call__(self, text: str) -> str | None:
+    def fingerprint(self, text: str) -> list[int]:
+        """Return a hash for each band of the signature; none for a text without units."""
         shingles = shingle_hashes(text)
-        if len(shingles) == 0:
-            return None
+        return self._band_keys(shingles) if len(shingles) else []
 
-        keys = self._band_keys(shingles)
-        if any(key in self._seen for key in keys):
+    def admit(self, fingerprint: list[int]) -> str | None:
+        """Return None when no band is that of a text before."""
+        if any(key in self._seen for key in fingerprint):
             return "near_duplicate"
-        for key in keys:
+        for key in fingerprint:
             self._seen.add(key)
 
         return None

@@ -5,9 +5,11 @@ beside this file, and the duplicate and contamination checks of dedup.py.
 """
 
 import difflib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from hfstack.data.cleaning.code import CODE_KINDS
@@ -15,6 +17,7 @@ from hfstack.data.cleaning.code_pii import mask_code, mask_json
 from hfstack.data.cleaning.filters import Filter
 from hfstack.data.cleaning.normalise import normalise_parts
 from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
+from hfstack.data.cleaning.workers import map_texts
 from hfstack.errors import ConfigError, DataError
 
 _EXAMPLES_OF_EACH = 2  # of each reason
@@ -23,7 +26,7 @@ _EXAMPLE_CHARACTERS = 60
 
 @dataclass
 class TextArgs:
-    """What is done to each document's text, and which documents count as the same."""
+    """What is done to each document, by how many processes, and which are the same."""
 
     strip_markup: bool = True
     """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; programs, and fenced
@@ -44,6 +47,8 @@ class TextArgs:
     minhash_permutations: int = 128
     """Length of the MinHash signatures that estimate the similarity; more is more exact and slower.
     """
+    workers: int = 1
+    """Processes that clean and filter; the files are the same, byte for byte."""
 
     def __post_init__(self) -> None:
         if self.mask_pii == ["none"]:
@@ -190,6 +195,37 @@ def clean_text(
     return CleanText("".join(pieces), changes, dict(masked))
 
 
+class OrderedCheck(ABC):
+    """Judge a text by those before it.
+
+    It has two parts, so that several processes can do the first: what the check needs to know of a
+    text, and the answer, which is asked for in the order of the texts.
+    """
+
+    @abstractmethod
+    def fingerprint(self, text: str) -> Any:
+        """Return what the check needs to know of a text; it depends on the text alone."""
+
+    @abstractmethod
+    def admit(self, fingerprint: Any) -> str | None:
+        """Return None and remember the text, or the reason to refuse it."""
+
+    def __call__(self, text: str) -> str | None:
+        return self.admit(self.fingerprint(text))
+
+
+class _Judgement(NamedTuple):
+    """What can be said of a text without the texts before it.
+
+    `refusal` is the reason of the filter that objects; the fingerprints are those of the ordered
+    checks that are asked before it.
+    """
+
+    cleaned: CleanText
+    fingerprints: list[Any]
+    refusal: str | None
+
+
 def clean_documents(
     rows: Iterable[dict[str, Any]],
     checks: Sequence[Filter],
@@ -198,7 +234,8 @@ def clean_documents(
     clean: Callable[[str], CleanText] = clean_text,
     text_column: str = "text",
     skip_no_text: bool = False,
-) -> Iterator[Checked]:
+    workers: int = 1,
+) -> Generator[Checked, None, None]:
     """Yield every row with its cleaned text, and None or the reason it is refused for.
 
     Rows come in their order and one at a time. Personal data is masked before any check, so no
@@ -211,37 +248,99 @@ def clean_documents(
         clean: what is done to each text before it is checked.
         text_column: the column to clean.
         skip_no_text: drop rows without text, with the reason `no_text`, instead of raising.
+        workers: processes that clean and filter; 1 is this one. What comes out is the same.
 
     Raises:
         DataError: the column is missing, or a row holds no text in it.
+        MachineError: a worker was ended from outside.
     """
-    for number, row in enumerate(rows, 1):
+    judge = _judge_here if workers == 1 else partial(_judge_in_workers, workers=workers)
+    judged = judge(rows, checks, clean, text_column)
+
+    for number, (row, cleaned, reason) in enumerate(judged, 1):
         report.documents_in += 1
-        text = row.get(text_column)
-        if not isinstance(text, str):
+        if cleaned is None:
             reason = _no_text(row, text_column, number, skip_no_text)
             report.drop(reason, "")
             yield row, reason
             continue
 
         # ASCII, which most texts are, need not be encoded to be counted.
+        text = row[text_column]
         report.characters_in += len(text)
         report.bytes_in += (
             len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         )
 
-        cleaned, changes, masked = clean(text)
-        reason = next((reason for check in checks if (reason := check(cleaned))), None)
         if reason:
-            report.drop(reason, cleaned)
+            report.drop(reason, cleaned.text)
         else:
             report.documents_out += 1
-            report.characters_out += len(cleaned)
-            report.changed.update(changes)
-            report.changed.update(["masked"] if masked else [])
-            report.masked.update(masked)
+            report.characters_out += len(cleaned.text)
+            report.changed.update(cleaned.changes)
+            report.changed.update(["masked"] if cleaned.masked else [])
+            report.masked.update(cleaned.masked)
 
-        yield {**row, text_column: cleaned}, reason
+        yield {**row, text_column: cleaned.text}, reason
+
+
+_Judged = tuple[dict[str, Any], CleanText | None, str | None]
+"""A row, its cleaned text or None where it has no text, and the reason to refuse it or None."""
+
+
+def _judge_here(
+    rows: Iterable[dict[str, Any]],
+    checks: Sequence[Filter],
+    clean: Callable[[str], CleanText],
+    text_column: str,
+) -> Iterator[_Judged]:
+    """Clean and check each row here; no check is asked after one that refuses."""
+    for row in rows:
+        text = row.get(text_column)
+        if not isinstance(text, str):
+            yield row, None, None
+            continue
+
+        cleaned = clean(text)
+        yield row, cleaned, next((why for check in checks if (why := check(cleaned.text))), None)
+
+
+def _judge_in_workers(
+    rows: Iterable[dict[str, Any]],
+    checks: Sequence[Filter],
+    clean: Callable[[str], CleanText],
+    text_column: str,
+    *,
+    workers: int,
+) -> Iterator[_Judged]:
+    """Clean and filter rows in workers; ask the ordered checks here, in order."""
+    ordered = [check for check in checks if isinstance(check, OrderedCheck)]
+    judge = partial(_judge_text, clean=clean, checks=checks)
+
+    for row, judgement in map_texts(judge, rows, text_column, workers=workers):
+        if judgement is None:
+            yield row, None, None
+            continue
+
+        # A filter that objects leaves the checks behind it without a fingerprint.
+        asked = zip(ordered, judgement.fingerprints, strict=False)
+        found = (why for check, fingerprint in asked if (why := check.admit(fingerprint)))
+        yield row, judgement.cleaned, next(found, judgement.refusal)
+
+
+def _judge_text(
+    text: str, *, clean: Callable[[str], CleanText], checks: Sequence[Filter]
+) -> _Judgement:
+    """Clean a text, ask the filters, and take its fingerprints for the ordered checks."""
+    cleaned = clean(text)
+    fingerprints = []
+    for check in checks:
+        if isinstance(check, OrderedCheck):
+            fingerprints.append(check.fingerprint(cleaned.text))
+        elif reason := check(cleaned.text):
+            return _Judgement(cleaned, fingerprints, reason)
+
+    return _Judgement(cleaned, fingerprints, None)
 
 
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:
