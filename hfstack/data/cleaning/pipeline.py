@@ -26,7 +26,7 @@ _EXAMPLE_CHARACTERS = 60
 
 @dataclass
 class TextArgs:
-    """What is done to each document, by how many processes, and which are the same."""
+    """What is done to each document, by how many processes; which are the same."""
 
     strip_markup: bool = True
     """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; programs, and fenced

@@ -38,7 +38,9 @@ _function: Callable[[str], Any] | None = None
 def map_texts(
     function: Callable[[str], Any], rows: Iterable[Row], text_column: str, *, workers: int
 ) -> Generator[tuple[Row, Any], None, None]:
-    """Yield each row with what the function returns for its text; None for a row without text.
+    """Yield each row with what the function returns for its text.
+
+    None for a row without text.
 
     Args:
         function: depends on the text alone. It may be a closure; what it returns is pickled.
