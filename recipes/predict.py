@@ -24,6 +24,7 @@ from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.predict import load_classify_predictor
 from hfstack.tasks.masked_lm.fill_mask import load_fill_predictor
 from hfstack.tasks.question_answering.metrics import load_answer_predictor
+from hfstack.tasks.retrieval.predict import load_embed_predictor, load_rerank_predictor
 from hfstack.tasks.seq2seq.metrics import load_seq2seq_predictor
 from hfstack.tasks.shared.predict import (
     Predictor,
@@ -43,6 +44,8 @@ TASKS: dict[ModelKind, Callable[..., Predictor]] = {
     "question answering model": load_answer_predictor,
     "encoder-decoder": load_seq2seq_predictor,
     "masked language model": load_fill_predictor,
+    "embedding model": load_embed_predictor,
+    "reranker": load_rerank_predictor,
 }
 
 

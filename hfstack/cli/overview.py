@@ -19,6 +19,7 @@ _JOBS = {
         *("classify", "tag", "answer", "seq2seq"),
         *("predict", "explain"),
     ),
+    "Search and compare texts": ("embed", "search"),
     "Try and measure": (
         *("generate", "evaluate_lm", "score", "win_rate"),
         *("bias", "safety", "diagnose", "report"),

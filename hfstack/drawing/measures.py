@@ -36,6 +36,8 @@ _HEADLINES = {
     "tag": ("eval_entity_f1", "eval_loss"),
     "answer": ("eval_answer_f1", "eval_exact_match"),
     "seq2seq": ("eval_bleu", "eval_chrf"),
+    "embed": ("eval_ndcg_at_10", "eval_gain_over_bm25"),
+    "search": ("queries", "passages"),
     "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
 }
 # Of a recipe that is not listed.
@@ -73,6 +75,11 @@ _MOST_TELLING = (
     "eval_rougeL",
     "eval_bleu",
     "eval_chrf",
+    "eval_ndcg_at_10",
+    "eval_gain_over_bm25",
+    "eval_gain_over_before",
+    "eval_spearman",
+    "bm25_spearman",
     "ended_share",
 )
 # What a coin would reach, of measures for which that does not depend on the data.
@@ -80,6 +87,8 @@ _CHANCE = {
     "win_rate": 0.5,
     "win_rate_length_controlled": 0.5,
     "eval_gain_over_length": 0.0,
+    "eval_gain_over_bm25": 0.0,
+    "eval_gain_over_before": 0.0,
 }
 
 # Endings of names that are no result: times, sizes, ends of intervals, counts.

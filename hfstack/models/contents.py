@@ -15,6 +15,7 @@ from typing import Any, Literal
 from huggingface_hub import constants
 from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfstack.errors import CheckpointError
@@ -28,6 +29,8 @@ ModelKind = Literal[
     "token classifier",
     "question answering model",
     "encoder-decoder",
+    "embedding model",
+    "reranker",
     "model without a head",
     "model of an unknown task",
 ]
@@ -35,6 +38,8 @@ ModelKind = Literal[
 ADAPTER_FILE = "adapter_config.json"
 CLASSIFIER_FILE = "classifier.json"
 """What the recipe classify writes beside a classifier, whose outputs are then no rewards."""
+MODULES_FILE = "modules.json"
+"""What sentence-transformers writes beside a model that embeds texts, or scores pairs of them."""
 
 # Endings of the names of architectures, and how peft calls the same tasks.
 _BY_ENDING: dict[str, ModelKind] = {
@@ -84,6 +89,8 @@ USES: dict[ModelKind, str] = {
     "token classifier": "predict reads it",
     "question answering model": "predict reads it",
     "encoder-decoder": "predict reads it, seq2seq trains it further",
+    "embedding model": "search, predict and explain read it, embed trains it further",
+    "reranker": "predict and search --reranker read it, embed trains it further",
     "model without a head": "classify, tag, answer and reward train one on it",
     "model of an unknown task": "name another",
 }
@@ -152,6 +159,8 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
     classes = (folder / CLASSIFIER_FILE).is_file() or config.get("problem_type") == "regression"
     if kind == "sequence classifier" and labels == 1 and not classes:
         kind = "reward model"
+    if (other := _kind_of_sentence_transformers(name, revision, kind)) is not None:
+        return Contents(other, f"{architecture} with {MODULES_FILE}, from {name}")
     return Contents(kind, f"{architecture}, from {name}/config.json")
 
 
@@ -168,6 +177,9 @@ def check_kind(name: str, wanted: Collection[ModelKind], revision: str | None = 
     """
     found = identify_model(name, revision)
     if found.kind in wanted or found.kind == "model of an unknown task":
+        return found
+    # the transformer in it is one without a head
+    if found.kind == "embedding model" and "model without a head" in wanted:
         return found
 
     needed = _with_article(next(iter(wanted)))
@@ -260,6 +272,23 @@ def _adapter_contents(name: str, file: Path) -> Contents:
     if kind == "sequence classifier" and _run_of(Path(name)).get("recipe") == "reward":
         kind = "reward model"
     return Contents(kind, f"{task}, from {name}/{ADAPTER_FILE}", adapter=True, base=base)
+
+
+def _kind_of_sentence_transformers(
+    name: str, revision: str | None, kind: ModelKind
+) -> ModelKind | None:
+    """Return what sentence-transformers makes of a model; None where it is no such.
+
+    Its folders hold a plain model of transformers, and modules.json beside it.
+    """
+    if kind not in ("model without a head", "masked language model", "reward model"):
+        return None
+    file = cached_file(
+        name, MODULES_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if file is None:
+        return None
+    return "reranker" if kind == "reward model" else "embedding model"
 
 
 def _run_of(folder: Path) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def _warn_of_shared_rows(train: Any, held_out: Any) -> None:
 
 def _embedding_rows(model: Any) -> int | None:
     """Return the rows of the model's embedding; None when it was sharded away already."""
-    base = getattr(model, "policy", model)  # PPO trains a policy and a critic in one module
+    # PPO trains a policy and a critic in one module; sentence-transformers a transformer in one
+    base = getattr(model, "policy", getattr(model, "transformers_model", model))
     embedding = base.get_input_embeddings()
     rows = embedding.weight.shape[0] if embedding is not None else 0
     return rows or None

@@ -149,7 +149,9 @@ def resume_folder(trainer: Trainer) -> Path:
     adapters of all its checkpoints as well.
     """
     output_dir = Path(str(trainer.args.output_dir))
-    is_adapter = isinstance(_trained_model(trainer), PeftModel)
+    model = _trained_model(trainer)
+    # a model of sentence-transformers has the transformer, and an adapter on it, inside
+    is_adapter = isinstance(getattr(model, "transformers_model", model), PeftModel)
     return output_dir / ADAPTER_FOLDER if is_adapter else output_dir
 
 

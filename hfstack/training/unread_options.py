@@ -43,12 +43,18 @@ _OF_PREDICTIONS = dict.fromkeys(
 )
 
 _OF_PAIRS = {"label_smoothing_factor": _OWN_LOSS, "average_tokens_across_devices": _OWN_LOSS}
+_OF_SENTENCE_TRANSFORMERS = ("SentenceTransformerTrainer", "CrossEncoderTrainer")
+_OF_TEXTS = _OF_PAIRS | {
+    "include_num_input_tokens_seen": _OWN_COUNT,
+    "train_sampling_strategy": "batches are drawn so that no text is twice in one",
+}
 # by the class that trains
 _BY_TRAINER: dict[str, dict[str, str]] = {
     "DPOTrainer": _OF_PAIRS,
     "KTOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "ORPOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "RewardTrainer": _OF_PAIRS,
+    **dict.fromkeys(_OF_SENTENCE_TRANSFORMERS, _OF_TEXTS),
 }
 
 # The trainer of ppo, rloo and grpo has a loader, a training step and an evaluation of its own.
@@ -100,6 +106,9 @@ def refuse_unread_of(trainer: Trainer) -> None:
         unread |= _OF_PREDICTIONS
     for upstream in type(trainer).__mro__:
         unread |= _BY_TRAINER.get(upstream.__name__, {})
+        # the settings of sentence-transformers set it themselves
+        if upstream.__name__ in _OF_SENTENCE_TRANSFORMERS:
+            unread.pop("prediction_loss_only", None)
 
     refuse_unread(trainer.args, unread)
 

@@ -30,6 +30,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "answer": ("model_name_or_path",),
     "classify": ("model_name_or_path", "tokenizer_name_or_path"),
     "dpo": ("model_name_or_path",),
+    "embed": ("model_name_or_path",),
     "grpo": ("model_name_or_path", "reward_model"),
     "kto": ("model_name_or_path",),
     "orpo": ("model_name_or_path",),

@@ -127,7 +127,7 @@ def load_finished(
             f"{name} was saved without {', '.join(sorted(report['missing_keys'])[:3])}: train it"
         )
 
-    return model.eval(), tokenizer, _read_task(Path(name)) or {}
+    return model.eval(), tokenizer, read_task_file(Path(name)) or {}
 
 
 def save_task(folder: Path, info: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def _load_task_adapter(
     args: ModelConfig, task: Task, folder: Path
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Load the base that an adapter names, and the adapter with its trained head."""
-    info = _read_task(folder)
+    info = read_task_file(folder)
     if info is None:
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
 
@@ -215,7 +215,12 @@ def _load_task_adapter(
     return model, tokenizer, info
 
 
-def _read_task(folder: Path) -> dict[str, Any] | None:
+def read_task_file(folder: Path) -> dict[str, Any] | None:
+    """Return the `task.json` of a folder, None without one.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
     path = folder / TASK_FILE
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
