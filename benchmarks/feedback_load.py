@@ -3,8 +3,9 @@
     python benchmarks/feedback_load.py --annotators 50 --judgements 20000 --kills 30 --pause_s 0.5
 
 Prints one line of JSON: judgements that were acknowledged and are not in the store (lost), that are
-there twice (doubled), and the time of a judgement from request to answer, its write included. The
-annotators are threads of one process, and share its machine with the server.
+there twice (doubled), the time of a judgement from request to answer, its write included, and the
+server's processor time for each request, its starts left out. The annotators are threads of one
+process, and share its machine with the server.
 """
 
 import argparse
@@ -42,17 +43,34 @@ def make_store(path: Path, annotators: list[str], items: int, overlap: int) -> N
 def serve(path: Path, port: int) -> None:
     """Serve a store until the process is killed."""
     with serving(Desk(Store(path)), bind("127.0.0.1", port)):
-        print("ready", flush=True)
+        print("ready", time.process_time(), flush=True)
         while True:
             time.sleep(60)
 
 
-def start_server(path: Path, port: int) -> subprocess.Popen[str]:
-    """Start a server in a process of its own, and wait until it listens."""
-    command = [sys.executable, __file__, "--serve", str(path), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None and server.stdout.readline() == "ready\n"
-    return server
+class Server:
+    """A server in a process of its own, which listens when this returns.
+
+    Args:
+        path: of the store.
+    """
+
+    def __init__(self, path: Path, port: int) -> None:
+        command = [sys.executable, __file__, "--serve", str(path), "--port", str(port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        said, _, start_s = self._process.stdout.readline().partition(" ")
+        assert said == "ready"
+        self._start_s = float(start_s)
+
+    def kill(self) -> float:
+        """Kill the server, and return the seconds of processor time that it served with."""
+        os.kill(self._process.pid, signal.SIGKILL)
+        _, status, used = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return used.ru_utime + used.ru_stime - self._start_s
 
 
 def load(
@@ -63,7 +81,7 @@ def load(
     key, wanted = store.project()["key"], len(store.items())
     overlap = store.project()["queue"]["overlap"]
     store.close()
-    server = start_server(path, port)
+    server, serving_s = Server(path, port), 0.0
     clients = [Client(("127.0.0.1", port), token_of(key, name)) for name in annotators]
     sent: list[int] = []
     began = time.monotonic()
@@ -91,15 +109,13 @@ def load(
     killed = 0
     while killed < kills and any(thread.is_alive() for thread in threads):
         time.sleep(0.5 + 2 * chance.random())
-        os.kill(server.pid, signal.SIGKILL)
-        server.wait()
+        serving_s += server.kill()
         killed += 1
-        server = start_server(path, port)
+        server = Server(path, port)
     for thread in threads:
         thread.join()
     wall_s = time.monotonic() - began
-    server.kill()
-    server.wait()
+    serving_s += server.kill()
 
     store = open_store(path)
     rows = list(store.judgements())
@@ -108,6 +124,7 @@ def load(
     by_step = Counter((row.annotator, row.step) for row in rows)
     by_item = Counter((row.annotator, items[row.annotator, row.step]) for row in rows)
     seconds = sorted(one for client in clients for one in client.seconds)
+
     return {
         "annotators": len(annotators),
         "wanted": wanted * overlap,
@@ -115,11 +132,15 @@ def load(
         "stored": len(rows),
         "lost": sum(sent) - len(by_step),
         "doubled": sum(n - 1 for n in by_step.values()) + sum(n - 1 for n in by_item.values()),
+        # what the annotators felt, and what it cost the server
         "kills": killed,
         "retries": sum(client.retries for client in clients),
         "median_ms": round(1000 * statistics.median(seconds), 1),
         "p95_ms": round(1000 * seconds[int(0.95 * len(seconds))], 1),
+        "requests": len(seconds),
+        "server_cpu_ms": round(1000 * serving_s / len(seconds), 2),
         "wall_s": round(wall_s, 1),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

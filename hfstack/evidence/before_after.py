@@ -28,6 +28,7 @@ from hfstack.disk import atomic_write
 from hfstack.errors import DataError
 from hfstack.evidence.fewshot import load_task_rows, load_task_scorer, read_task
 from hfstack.evidence.paired import FEWEST_ROWS, Difference, paired_differences
+from hfstack.evidence.score_judge import EndpointJudge, JudgeArgs, load_endpoint_judge
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.evaluation_mode import evaluation_mode
@@ -72,6 +73,7 @@ _PROBE_KINDS = {
     "pair_margin": _Kind("log-probability of better answers over worse", 1),
     "held_out_loss": _Kind("loss of held-out answers", -1),
     "reward": _Kind("reward of answers", 1),
+    "judge_grade": _Kind("grade by the judge, 1 to 10", 1),
     "general_bits_per_byte": _Kind("general text, bits per byte", -1),
     "ended_share": _Kind("answers that end", 1),
     "repetition": _Kind("repetition in answers", -1),
@@ -103,10 +105,13 @@ def watch_change(
     held = [_read_held_out(row) for row in islice(cast(Any, rows), args.probe_rows)]
     held = [one for one in held if one.prompt is not None]
     instruments: list[Instrument] = [lambda model: _measure_text(model, tokenizer, texts)]
+    grader = _load_grader(run, args) if held and trainer.is_world_process_zero() else None
     if held:
         instruments += [
             lambda model: _score_answers(model, tokenizer, held),
-            lambda model: _answer(model, tokenizer, held, longest=args.probe_tokens, judge=judge),
+            lambda model: _answer(
+                model, tokenizer, held, longest=args.probe_tokens, judge=judge, grader=grader
+            ),
         ]
     chat = any(not isinstance(one.prompt, str) for one in held)
     tasks = [
@@ -263,8 +268,9 @@ def describe_changes(changes: dict[str, Change]) -> str:
     general = changes.get("general_bits_per_byte")
     if general is not None:
         meaning = _meaning("general_bits_per_byte", general)
-        size = f"{100 * abs(general.relative):.1f} % " if meaning in ("better", "worse") else ""
-        parts.append(f"general text {size}{meaning}")
+        share = 100 * abs(general.relative)
+        size = f"{share:.1f} % " if share >= 0.1 else "less than 0.1 % "
+        parts.append(f"general text {size if meaning in ('better', 'worse') else ''}{meaning}")
 
     # one thing by name: of all that is clearly worse, what changed most
     worse = [
@@ -427,8 +433,9 @@ def _answer(
     *,
     longest: int,
     judge: Judge | None,
+    grader: EndpointJudge | None,
 ) -> dict[str, Table]:
-    """Answer the prompts greedily; measure length, end, repetition and reward."""
+    """Answer the prompts greedily; measure length, end, repetition and rewards."""
     context = context_length(model.config)
     longest = longest if context is None else min(longest, context // 2)
     asked: list[tuple[_Held, list[int]]] = []
@@ -453,7 +460,22 @@ def _answer(
     }
     if judge is not None:
         columns["reward"] = judge([one.row for one, _ in asked], answers)
+    if grader is not None:
+        prompts = [one.prompt for one, _ in asked]
+        columns["judge_grade"] = grader.grade(prompts, [one.completion for one in answers])
     return {name: _as_table(values) for name, values in columns.items()}
+
+
+def _load_grader(run: Run, args: ProbeArgs) -> EndpointJudge | None:
+    """Return the judge behind the endpoint that was named; what it said is kept in the run."""
+    return load_endpoint_judge(
+        run,
+        JudgeArgs(
+            judge_url=args.probe_judge_url,
+            judge_model=args.probe_judge_model,
+            rubric_file=args.probe_rubric_file,
+        ),
+    )
 
 
 def _as_table(values: Sequence[float | None]) -> Table:

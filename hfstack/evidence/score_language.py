@@ -6,17 +6,26 @@ answers, and by what the model answers itself.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy
 from accelerate import Accelerator
 from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.evidence.scored import ScoreArgs, Scored, Scorer
+from hfstack.evidence.scored import (
+    ScoreArgs,
+    Scored,
+    Scorer,
+    evaluation_settings,
+    predict_held_out,
+)
 from hfstack.intervals import bootstrap_intervals, share_interval
+from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.checkpoint_files import step_of
@@ -30,7 +39,13 @@ from hfstack.tasks.causal_lm.metrics import (
     score_documents,
 )
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
-from hfstack.tasks.masked_lm.metrics import pseudo_log_likelihoods, pseudo_perplexity
+from hfstack.tasks.masked_lm.masking import MaskedBlocks, pack_masked_splits
+from hfstack.tasks.masked_lm.metrics import (
+    masked_metrics,
+    pseudo_log_likelihoods,
+    pseudo_perplexity,
+)
+from hfstack.tasks.masked_lm.model import score_only_masked
 from hfstack.tasks.sft.answers import (
     answer_greedily,
     answer_losses,
@@ -44,6 +59,8 @@ from hfstack.tasks.shared.text_overlap import bleu_interval, count_for_bleu, rou
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
 from hfstack.tokens.turns import SYSTEM_NAMES, TOOLS_NAMES
+
+logger = get_logger(__name__)
 
 _WINDOW = 1024  # tokens, where neither the model nor the run bounds it
 
@@ -128,9 +145,48 @@ def load_masked_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
             **({} if how.batch_size is None else {"batch_size": how.batch_size}),
         )
         texts = rows[column][:]
-        return _documents_as_scored(texts, scores, tokenizer, _masked_metrics, "pseudo_loss")
+        scored = _documents_as_scored(texts, scores, tokenizer, _masked_metrics, "pseudo_loss")
+        if "mask_probability" not in recorded:
+            return scored
+        of_blocks = _score_blocks(model, tokenizer, rows.select_columns([column]), recorded, how)
+        return replace(scored, metrics=scored.metrics | of_blocks)
 
     return Scorer({column}, score)
+
+
+def _score_blocks(
+    model: Any, tokenizer: Any, rows: Dataset, recorded: dict[str, Any], how: ScoreArgs
+) -> dict[str, float]:
+    """Measure the masked tokens of the blocks that training would have made of these rows.
+
+    Args:
+        rows: with one column, of text.
+        recorded: settings of the run that trained the model.
+    """
+    try:
+        blocks = pack_masked_splits(
+            {"eval": cast(Any, rows)},
+            tokenizer,
+            text_column=rows.column_names[0],
+            block_size=recorded["block_size"],
+            unit=recorded["mask_unit"],
+            probability=recorded["mask_probability"],
+            isolate_documents=recorded["isolate_documents"],
+            seed=recorded["seed"],
+        )
+    except DataError as error:
+        logger.warning("eval_loss, which is of whole blocks, is not measured: %s", error)
+        return {}
+
+    score_only_masked(model)
+    batch_size = how.batch_size or recorded["per_device_eval_batch_size"]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**evaluation_settings(batch_size)),
+        data_collator=MaskedBlocks.collate,
+        compute_metrics=masked_metrics,
+    )
+    return predict_held_out(trainer, blocks["eval"])[0]
 
 
 def _score_plain_texts(model: Any, tokenizer: Any, texts: list[str], how: ScoreArgs) -> Scored:

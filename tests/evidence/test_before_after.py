@@ -1,11 +1,14 @@
 """Before and after: the same probes twice, their changes with intervals, and a verdict in words."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 
+from hfstack.errors import ConfigError
 from hfstack.evidence.before_after import (
     FILE,
     compare_probes,
@@ -13,6 +16,7 @@ from hfstack.evidence.before_after import (
     tabulate_changes,
 )
 from hfstack.runs.record import read_run
+from tests.tasks.rewards.test_prepare import Endpoint
 from tests.tiny_chat import save_tiny_chat
 
 pytestmark = pytest.mark.filterwarnings(
@@ -75,6 +79,21 @@ def test_the_verdict_names_what_was_trained_what_it_cost_and_what_got_worse() ->
 
 
 @pytest.fixture
+def endpoint() -> Iterator[Callable[[Any], Endpoint]]:
+    """Start servers that answer as a function says."""
+    servers: list[Endpoint] = []
+
+    def start(answer: Any) -> Endpoint:
+        servers.append(Endpoint(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.server.shutdown()
+        server.server.server_close()
+
+
+@pytest.fixture
 def train(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Train a tiny chat model by a recipe; return the metrics and what run.json's table says."""
     model = save_tiny_chat(tiny_llama, tmp_path / "model")
@@ -121,6 +140,70 @@ def test_sft_measures_both_ends_and_switches_off(train, tmp_path: Path) -> None:
         output_dir=tmp_path / "off",
     )
     assert not probes or "before_held_out_loss" not in metrics
+
+
+def test_tasks_and_a_judge_are_asked_and_the_card_says_what_changed(
+    train, run_recipe, endpoint, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"Who is number {n}?", "completion": f"The {('fox', 'owl')[n % 2]}."}
+        for n in range(44)
+    ]
+    asked = [
+        {"prompt": f"Who is number {n}?", "answer": "The fox.", "choices": ["The fox.", "A tree"]}
+        for n in range(0, 24, 2)
+    ]
+    task = tmp_path / "foxes.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+    def grade(number: int, body: dict) -> tuple[int, dict, dict]:
+        answer = body["messages"][1]["content"].partition("Answer:\n")[2]
+        score = 10 if answer.strip() in ("The fox.", "The owl.") else 1
+        return 200, {}, {"choices": [{"message": {"content": f"Score: {score}"}}]}
+
+    server = endpoint(grade)
+    metrics, probes = train(
+        *("sft", rows),
+        max_length=64,
+        max_steps=8,
+        packing="false",
+        eval_strategy="steps",
+        eval_steps=4,
+        eval_tasks=task,
+        probe_judge_url=server.url.rsplit("/", 1)[0],
+        probe_judge_model="judge-1",
+    )
+    assert metrics["before_foxes_accuracy"] <= metrics["after_foxes_accuracy"] == 1
+    assert probes["foxes accuracy"][1] == "1"
+    assert metrics["before_judge_grade"] == 1.0 <= metrics["after_judge_grade"]
+    assert probes["grade by the judge, 1 to 10"][0] == "1"
+    # each answer once, and what was said is kept
+    kept = (tmp_path / "sft" / "judgements.jsonl").read_text().splitlines()
+    assert len(kept) == len(server.bodies) <= 20
+
+    # beside each evaluation, for the curves
+    state = json.loads((tmp_path / "sft" / "trainer_state.json").read_text())
+    curve = [row["step"] for row in state["log_history"] if "eval_foxes_accuracy" in row]
+    assert sorted(set(curve)) == [4, 8]
+
+    flags = ("--dry_run", "true", "--output_dir", tmp_path / "card")
+    run_recipe("publish", "--run", tmp_path / "sft", *flags)
+    card = (tmp_path / "card" / "README.md").read_text()
+    section = card[card.index("### Before and after training") :].partition("\n### ")[0]
+    assert probes["in words"][0].split(" (")[0] in section
+    assert "| foxes accuracy |" in section and "| 95 % interval | verdict |" in section
+
+
+def test_a_probe_that_cannot_be_asked_ends_in_one_line(train) -> None:
+    rows = [{"prompt": f"Who is {n}?", "completion": "The fox."} for n in range(20)]
+    for options, message in (
+        ({"probe_rows": 0, "eval_tasks": "t.yaml"}, "asked --probe_rows rows each"),
+        ({"probe_judge_url": "http://127.0.0.1:1"}, "needs --probe_judge_model"),
+        ({"probe_rubric_file": "r.txt"}, "needs a judge: --probe_judge_url"),
+        ({"eval_tasks": "none.yaml"}, "none.yaml: no such file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train("sft", rows, max_length=64, packing="false", **options)
 
 
 PAIRS = [

@@ -187,6 +187,7 @@ def test_a_masked_language_model(twice, tmp_path: Path) -> None:
         pseudo_perplexity_texts=10,
     )
     assert_same(trained, found, prefixes=("pseudo_", "texts_scored"), at_least=2)
+    assert_same(trained, found, prefixes=("eval_loss", "eval_masked_"), at_least=3)
     assert found["pseudo_perplexity_low"] <= found["pseudo_perplexity"]
     assert read_run(tmp_path / "score").data[0]["path"] == str(
         Source(str(tmp_path / "held.jsonl")).path

@@ -288,7 +288,8 @@ def pack_masked_splits(
     separating.eos_token, separating.bos_token = (tokenizer.sep_token, None)
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     row_counts = RowCounts() if row_counts is None else row_counts
-    row_counts.name_columns(getattr(splits["train"], "column_names", []), [text_column])
+    first = next(iter(splits.values()))
+    row_counts.name_columns(getattr(first, "column_names", []), [text_column])
     found = {}
 
     for split, rows in splits.items():

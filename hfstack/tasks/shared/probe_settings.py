@@ -24,6 +24,14 @@ class ProbeArgs:
     """Task files (docs/recipes/score.md) that are asked before and after, and at each evaluation,
     at most --probe_rows rows each.
     """
+    probe_judge_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint that grades the answers to held-out prompts, before
+    and after.
+    """
+    probe_judge_model: str = ""
+    """Model of that endpoint, by the name that it has there."""
+    probe_rubric_file: str | None = None
+    """Text file that tells that judge what a good answer is; a general rubric by default."""
 
     def __post_init__(self) -> None:
         self.probe_datasets = as_sources(self.probe_datasets)
@@ -31,3 +39,11 @@ class ProbeArgs:
             self.eval_tasks = [self.eval_tasks]
         if self.eval_tasks and not self.probe_rows:
             raise ConfigError("--eval_tasks are asked --probe_rows rows each, and those are 0")
+        if self.probe_judge_url and not self.probe_judge_model:
+            raise ConfigError(
+                "--probe_judge_url needs --probe_judge_model, the name of a model there"
+            )
+        if self.probe_rubric_file and not self.probe_judge_url:
+            raise ConfigError("--probe_rubric_file needs a judge: --probe_judge_url")
+        if self.probe_judge_url and not self.probe_rows:
+            raise ConfigError("--probe_judge_url grades --probe_rows answers, and those are 0")
