@@ -467,7 +467,7 @@ def _answer(
 
 
 def _load_grader(run: Run, args: ProbeArgs) -> EndpointJudge | None:
-    """Return the judge behind the endpoint that was named; what it said is kept in the run."""
+    """Return the judge behind the endpoint that was named; the run keeps what it says."""
     return load_endpoint_judge(
         run,
         JudgeArgs(

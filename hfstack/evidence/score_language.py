@@ -157,7 +157,7 @@ def load_masked_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
 def _score_blocks(
     model: Any, tokenizer: Any, rows: Dataset, recorded: dict[str, Any], how: ScoreArgs
 ) -> dict[str, float]:
-    """Measure the masked tokens of the blocks that training would have made of these rows.
+    """Measure the masked tokens of the blocks that training makes of such rows.
 
     Args:
         rows: with one column, of text.
