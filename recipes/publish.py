@@ -22,9 +22,7 @@ from hfstack.publishing import folder, hub, staging
 from hfstack.publishing.card.author import AuthorFacts, parse_data_licences
 from hfstack.publishing.card.metadata import check_card
 from hfstack.publishing.card.render import render_card
-from hfstack.publishing.check_number import measure_check_number
 from hfstack.publishing.lineage import follow_chain, rendering_of
-from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.runs import load_runs
@@ -53,8 +51,8 @@ class PublishArgs:
     endpoint: str | None = None
     """Address of the Hub (default: HF_ENDPOINT, else huggingface.co)."""
     measure: bool = True
-    """Load the files and measure one number that `verify` can compare; off for models too
-    large for this machine."""
+    """Load the files and measure one number that `verify` can compare, when they are sent; off
+    for models too large for this machine."""
 
 
 @dataclass
@@ -105,6 +103,8 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
 
         # model
         if args.merge_adapter:
+            from hfstack.publishing.merging import merge  # late: torch takes seconds
+
             whole = staging.fresh_folder(run.output_dir / "merged")
             kind, files = merge(chain.last.directory, kind, whole)
         base = staging.check_base(kind, args.base_repo)
@@ -135,7 +135,13 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
             base=base,
         )
 
-        check = measure_check_number(files, kind) if args.measure else None
+        # what `verify` compares: it loads the model, so a dry run leaves it out
+        check = None
+        if args.measure and not args.dry_run:
+            from hfstack.publishing.check_number import measure_check_number  # late, as above
+
+            check = measure_check_number(files, kind)
+
         rendering = rendering_of(chain)
         items = staging.write_publication(
             items,

@@ -5,6 +5,7 @@ adapter_config.json. transformers would load most kinds as most others, with ran
 of the head that is missing.
 """
 
+import functools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,10 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import constants
-from transformers import PreTrainedConfig
-from transformers.models.auto import modeling_auto
-from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfstack.errors import CheckpointError
 from hfstack.models.size_limits import refuse_too_many_modules
@@ -41,14 +38,18 @@ CLASSIFIER_FILE = "classifier.json"
 MODULES_FILE = "modules.json"
 """What sentence-transformers writes beside a model that embeds texts, or scores pairs of them."""
 
-# Endings of the names of architectures, and how peft calls the same tasks.
+# Endings of the names of architectures, and how peft calls the same tasks. Those of one task alone
+# agree with transformers' lists; other names are looked for in the lists first, since their ending
+# says nothing, or something else, such as Gemma3ForConditionalGeneration.
 _BY_ENDING: dict[str, ModelKind] = {
     "ForSequenceClassification": "sequence classifier",
     "ForTokenClassification": "token classifier",
     "ForQuestionAnswering": "question answering model",
     "ForCausalLM": "causal language model",
-    "LMHeadModel": "causal language model",
     "ForMaskedLM": "masked language model",
+}
+_BY_VAGUE_ENDING: dict[str, ModelKind] = {
+    "LMHeadModel": "causal language model",
     "ForPreTraining": "masked language model",
 }
 _BY_ADAPTER_TASK: dict[str, ModelKind] = {
@@ -67,18 +68,24 @@ def _names(mapping: Mapping[Any, Any]) -> frozenset[str]:
     return frozenset(chain.from_iterable(values))
 
 
-# transformers' own lists, for names whose ending says nothing or something else, such as
-# Gemma3ForConditionalGeneration; the first that holds a name counts. XLM's one class is in two.
-_MASKED = _names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-_LISTED: tuple[tuple[ModelKind, frozenset[str]], ...] = (
-    (
-        "causal language model",
-        _names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _MASKED,
-    ),
-    ("encoder-decoder", _names(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)),
-    ("masked language model", _MASKED),
-    ("model without a head", _names(modeling_auto.MODEL_MAPPING_NAMES)),
-)
+@functools.cache
+def _listed() -> tuple[tuple[ModelKind, frozenset[str]], ...]:
+    """Return transformers' own lists of classes; the first that holds a name counts.
+
+    XLM's one class is in two of them.
+    """
+    # Late, because it imports torch, which a model whose class says what it is does not need.
+    from transformers.models.auto import modeling_auto
+
+    masked = _names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    causal = _names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - masked
+    return (
+        ("causal language model", causal),
+        ("encoder-decoder", _names(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)),
+        ("masked language model", masked),
+        ("model without a head", _names(modeling_auto.MODEL_MAPPING_NAMES)),
+    )
+
 
 # What to do with a model that was named in the wrong place.
 USES: dict[ModelKind, str] = {
@@ -136,11 +143,7 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{name} holds no model: {_other_contents(folder)}")
 
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found("model", name, error)) from error
-
+    config = _read_config(name, revision)
     refuse_too_many_modules(
         config,
         f"{name}/config.json",
@@ -196,10 +199,13 @@ def refuse_file(name: str) -> None:
 
 def kind_of_architecture(architecture: str) -> ModelKind:
     """Return the kind of a class of transformers, or of ours, by its name."""
-    for kind, names in _LISTED:
+    for ending, kind in _BY_ENDING.items():
+        if architecture.endswith(ending):
+            return kind
+    for kind, names in _listed():
         if architecture in names:
             return kind
-    for ending, kind in _BY_ENDING.items():
+    for ending, kind in _BY_VAGUE_ENDING.items():
         if architecture.endswith(ending):
             return kind
     return "model of an unknown task"
@@ -249,8 +255,32 @@ def _with_article(kind: ModelKind) -> str:
     return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 
+def _read_config(name: str, revision: str | None) -> dict[str, Any]:
+    """Return the config.json of a folder or Hub id."""
+    try:
+        if Path(name).is_dir():
+            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("config.json holds no object")
+            return config
+
+        # Late, because it imports torch.
+        from transformers import PreTrainedConfig
+
+        return PreTrainedConfig.get_config_dict(name, revision=revision)[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(not_found("model", name, error)) from error
+
+
 def _find_adapter(name: str, revision: str | None) -> Path | None:
     """Return the adapter_config.json of a folder or Hub id, or None without one."""
+    if Path(name).is_dir():
+        file = Path(name) / ADAPTER_FILE
+        return file if file.is_file() else None
+
+    # Late, because it imports transformers.
+    from transformers.utils.peft_utils import find_adapter_config_file
+
     try:
         found = find_adapter_config_file(name, revision=revision)
     except (OSError, ValueError):  # no name that the Hub could have
@@ -283,10 +313,16 @@ def _kind_of_sentence_transformers(
     """
     if kind not in ("model without a head", "masked language model", "reward model"):
         return None
-    file = cached_file(
-        name, MODULES_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
-    if file is None:
+    if Path(name).is_dir():
+        found = (Path(name) / MODULES_FILE).is_file()
+    else:
+        # Late, because it imports transformers.
+        from transformers.utils import cached_file
+
+        lenient: Any = {"_raise_exceptions_for_missing_entries": False}
+        found = cached_file(name, MODULES_FILE, revision=revision, **lenient) is not None
+
+    if not found:
         return None
     return "reranker" if kind == "reward model" else "embedding model"
 

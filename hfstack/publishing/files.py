@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from hfstack.disk import is_inside, target_of
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
 from hfstack.models.contents import CLASSIFIER_FILE, ModelKind, identify_model
-from hfstack.models.sequence_head import is_own_classifier
 from hfstack.runs.model_folder import read_object
 
 CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
@@ -164,16 +165,24 @@ def _kind_of_model(folder: Path) -> PublishedKind:
     return replace(
         known,
         recurrent=family in _RECURRENT,
-        own_head=_has_own_head(known, family),
+        own_head=_has_own_head(known, family, *config.get("architectures", ())[:1]),
         own_sampling=_own_sampling(folder / GENERATION),
         **_classifier_facts(folder),
     )
 
 
-def _has_own_head(kind: PublishedKind, family: str) -> bool:
+def _has_own_head(kind: PublishedKind, family: str, architecture: str = "") -> bool:
     """Return whether a model classifies by a head that transformers does not have."""
     classifies = kind.auto_class == _REWARDING.auto_class
-    return classifies and family != "" and is_own_classifier(family)
+    if not classifies or family == "":
+        return False
+    if architecture in dir(transformers):
+        return False
+
+    # Late, because it imports torch.
+    from hfstack.models.sequence_head import is_own_classifier
+
+    return is_own_classifier(family)
 
 
 def _own_sampling(file: Path) -> tuple[str, ...]:

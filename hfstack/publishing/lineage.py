@@ -10,7 +10,7 @@ from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 from hfstack.reporting.runs import label_runs
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
-from hfstack.tasks.causal_lm.prompt_format import PRETRAINING
+from hfstack.runs.rendering import PRETRAINING
 
 logger = get_logger(__name__)
 

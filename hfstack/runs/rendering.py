@@ -29,6 +29,9 @@ PUBLICATION = "publication.json"
 Form = Literal["chat", "plain", "text"]
 """Turns through a chat template, prompt + answer as they are, or text without a prompt."""
 
+PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
+"""Recipes that read texts as documents, whatever template their tokenizer has."""
+
 _SAID = {"chat": "conversations", "plain": "plain text"}
 # What two tokenizers must encode alike: blanks, digits, accents, other scripts, a line break.
 _PROBE_TEXT = "The owl's  two 12,5 été\n 狐狸 Über"

@@ -1,10 +1,15 @@
 """Recipes that need no torch import none: seconds of every small step."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
+from safetensors.numpy import save_file
+
 from hfstack.shipped import RECIPES
+from tests.reporting.test_page import write_run
 
 PROGRAM = """
 import runpy, sys
@@ -18,12 +23,26 @@ run("demo_corpus", "--output_dir", "corpus", "--stories", "20", "--instructions"
     "--sentiment", "0")
 run("clean", "--output_dir", "clean", "--datasets", "corpus/raw.jsonl")
 run("report", "--output_dir", "report", "--runs", "corpus", "clean")
+run("publish", "--run", "clean", "--dry_run", "true", "--output_dir", "published")
+run("publish", "--run", "classifier", "--dry_run", "true", "--output_dir", "published2")
 runpy.run_path(f"{RECIPES}/scaling_fit.py")
 print(sorted({"torch", "transformers.trainer", "trl", "accelerate"} & set(sys.modules)))
 """
 
 
-def test_a_corpus_its_cleaning_and_the_report_import_no_torch(tmp_path: Path) -> None:
+def write_classifier(folder: Path) -> None:
+    """Write a finished run of classify as `publish` reads it: by its files alone."""
+    write_run(folder, "classify")
+    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
+    config |= {"id2label": {"0": "bad", "1": "good"}, "hidden_size": 8, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "classifier.json"):
+        (folder / name).write_text("{}")
+    save_file({"score": numpy.zeros(2, numpy.float32)}, folder / "model.safetensors")
+
+
+def test_small_recipes_and_a_dry_run_import_no_torch(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "classifier")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(RECIPES)],
         cwd=tmp_path,

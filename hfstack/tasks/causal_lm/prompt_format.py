@@ -14,12 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
-from hfstack.runs.rendering import PUBLICATION, read_published_rendering
+from hfstack.runs.rendering import PRETRAINING, PUBLICATION, read_published_rendering
 from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.fast_encoding import document_start_id
-
-# Recipes that read texts as documents, whatever template their tokenizer has.
-PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
 
 PromptKind = Literal["chat", "prompt", "document"]
 _KIND_OF_ROWS: dict[str, PromptKind] = {"chat": "chat", "plain": "prompt", "text": "document"}
