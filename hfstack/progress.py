@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,6 +17,7 @@ _BAR_AFTER_S = 2  # what is done sooner needs no bar
 _SPANS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def shows_bars() -> bool:
@@ -48,6 +49,34 @@ def follow(items: Iterable[Item], what: str, *, total: int | None = None) -> Ite
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
             logger.info("%s: %s", what, describe_progress(count, total, last - began))
+
+
+def follow_calls(
+    function: Callable[[Item], Result], what: str, *, total: int
+) -> Callable[[Item], Result]:
+    """Return a function whose calls are counted in a log, in a line a minute.
+
+    For `Dataset.map`, which draws a bar of its own on a terminal, and in a log shows nothing.
+
+    Args:
+        function: is called once for each item.
+        what: what is done, such as `encoding train rows`.
+        total: how often it will be called.
+    """
+    if shows_bars():
+        return function
+    began = last = time.monotonic()
+    count = 0
+
+    def counted(item: Item) -> Result:
+        nonlocal last, count
+        count += 1
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            logger.info("%s: %s", what, describe_progress(count - 1, total, last - began))
+        return function(item)
+
+    return counted
 
 
 def describe_progress(done: int, total: int | None, seconds: float | None = None) -> str:

@@ -80,7 +80,8 @@ def main(
         # data
         names = (model_args.model_name_or_path, win_args.reference_model)
         splits = load_prompts(
-            data_args,
+            # nothing is trained on here, so that no row can have been seen
+            replace(data_args, check_contamination=data_args.check_contamination or False),
             recipe="win_rate",
             as_chat=read_chat(names, win_args.as_chat),
             row_counts=run.record.rows,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from hfstack import progress
-from hfstack.progress import describe_progress, follow, round_span
+from hfstack.progress import describe_progress, follow, follow_calls, round_span
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,25 @@ def test_a_log_gets_a_line_a_minute(
     assert caplog.messages == [
         "reading rows: 480 of 1,024 (47 %), about 68 seconds left",
         "reading rows: 960 of 1,024 (94 %), about 8 seconds left",
+    ]
+
+
+def test_a_function_that_another_library_calls_is_followed_in_the_same_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = 0.0
+
+    def encode(number: int) -> int:
+        nonlocal clock
+        clock += 0.125
+        return number
+
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    followed = follow_calls(encode, "encoding train rows", total=1024)
+    with caplog.at_level(logging.INFO, logger="hfstack"):
+        assert [followed(number) for number in range(1024)] == list(range(1024))
+    assert caplog.messages == [
+        "encoding train rows: 480 of 1,024 (47 %), about 68 seconds left",
+        "encoding train rows: 960 of 1,024 (94 %), about 8 seconds left",
     ]

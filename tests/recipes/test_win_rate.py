@@ -57,8 +57,9 @@ def test_a_model_ties_with_itself(compare, tmp_path: Path, capsys) -> None:
     assert "wins 50.0 % [25.4, 74.6] of 12 prompts" in capsys.readouterr().out
 
 
-def test_held_out_prompts_are_those_of_training(compare) -> None:
+def test_held_out_prompts_are_those_of_training(compare, caplog) -> None:
     assert compare(eval_fraction=0.25)["prompts"] == 3
+    assert "contamination" not in caplog.text, "nothing is trained on"
 
 
 def test_a_reward_model_judges(compare, tiny_tokenizer, tmp_path: Path) -> None:

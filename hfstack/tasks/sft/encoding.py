@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.places import SHOWN_ROWS, FindPlaces, RefusedRows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
@@ -118,8 +119,9 @@ def encode_usable_rows(
             "length": len(ids),
         }
 
+    several = processes is not None and processes > 1  # each would count its own part
     encoded = rows.map(
-        encode,
+        encode if several else follow_calls(encode, f"encoding {name} rows", total=len(rows)),
         remove_columns=rows.column_names,
         num_proc=processes,
         desc=f"Encoding {name}",
