@@ -15,17 +15,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from hfstack.config import parse
 from hfstack.errors import HfstackError
 from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER, at_most
-from tests.zoo.plain_loss import FirstStep, first_step, plain_loss
+from tests.zoo.plain_loss import FirstStep, first_step, plain_loss, plain_odds_loss
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SECONDS = 120  # of the slowest cell
 
 _EXACT = 1e-6  # PPO's first ratio is 1 and its first KL 0
 _LOSS = 1e-5  # a share of the loss of plain transformers
-_UNTRAINED_DPO = 0.6931472  # ln 2: policy and reference are the same
+_UNTRAINED = {"dpo": 0.6931472, "kto": 0.5}  # ln 2 and 1/2: policy and reference are the same
+_ODDS_WEIGHT = 0.1  # --beta of orpo
+PUBLISH = "publish"  # of a model that sft trained, into a folder, and read from there
 _SHARED = {
     "save_strategy": "no",
     "report_to": "none",
@@ -67,13 +72,18 @@ _CAUSAL: Columns = {
         | {"max_steps": "1", "sample_tokens": "6"},
     ),
     "sft": ("sft", "sft", _SFT),
-    "sft packed": ("sft", "sft", _SFT | {"packing": "true"}),
+    "sft packed": ("sft", "sft", _SFT | {"packing": "true", "max_length": "96"}),
     "sft lora": ("sft", "sft", _SFT | {"use_peft": "true", "lora_target_modules": "all-linear"}),
     "dpo": ("dpo", "pairs", _TUNED | {"sample_tokens": "6"}),
+    "kto": ("kto", "kto", _TUNED | {"sample_tokens": "6"}),
+    "orpo": ("orpo", "pairs", _TUNED | {"sample_tokens": "6", "remove_unused_columns": "false"}),
     "ppo": ("ppo", "prompts", _PPO | {"critic": "separate"}),
     "ppo shared": ("ppo", "prompts", _PPO | {"critic": "shared"}),
+    "rloo": ("rloo", "prompts", _PPO | {"num_generations": "2"}),
+    "grpo": ("grpo", "prompts", _PPO | {"num_generations": "2"}),
     "reward": ("reward", "pairs", _TUNED),
     "classify": ("classify", "labels", _ENCODED),
+    "publish": (PUBLISH, "sft", _SFT),
 }
 _ENCODER: Columns = {
     "pretrain_mlm": (
@@ -128,8 +138,10 @@ def run_cell(kind: str, family: str, name: str, model: Path, rows: dict[str, Pat
     said = StringIO()
     try:
         with at_most(SECONDS), redirect_stdout(said), redirect_stderr(said), first_step() as step:
-            _call(recipe, settings)
+            _call("sft" if recipe == PUBLISH else recipe, settings)
             figures = _figures(output) | _loss_difference(recipe, model, step)
+            if recipe == PUBLISH:
+                figures["published"] = _publish(output)
         return Cell(kind, family, name, *_judge(recipe, figures), figures)
     except HfstackError as error:
         return Cell(kind, family, name, "refused", " ".join(str(error).split()))
@@ -139,13 +151,35 @@ def run_cell(kind: str, family: str, name: str, model: Path, rows: dict[str, Pat
         reason = f"{type(error).__name__} at {place}: {' '.join(str(error).split())[:160]}"
         return Cell(kind, family, name, "traceback", reason)
     finally:
-        shutil.rmtree(output, ignore_errors=True)
+        for folder in (output, _published(output), _card(output)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(output: Path) -> float:
+    """Publish a run into a folder; return how far the logits of what is read there are."""
+    to = f"file://{_published(output)}"
+    _call(PUBLISH, {"run": str(output), "repo": to, "output_dir": str(_card(output))})
+    ids = torch.arange(5, 17)[None]  # (1, T)
+    with torch.no_grad():
+        one, other = (
+            AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+            for folder in (output, _published(output))
+        )
+    return float((one - other).abs().max())
+
+
+def _published(output: Path) -> Path:
+    return output.with_name(f"{output.name}-published")
+
+
+def _card(output: Path) -> Path:
+    return output.with_name(f"{output.name}-card")
 
 
 def _call(recipe: str, settings: dict[str, str]) -> Any:
     """Call a recipe in this process, as its command would."""
     module = _load(recipe)
-    if recipe == "ppo":
+    if recipe in ("ppo", "rloo", "grpo"):
         module.__dict__["REWARDS"] = [count_letters]
     flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
     hints = typing.get_type_hints(module.main)
@@ -194,9 +228,12 @@ def _loss_difference(recipe: str, model: Path, step: FirstStep) -> dict[str, flo
     """Return how far the first loss is from that of plain transformers, as a share of it."""
     if step.adds_router_loss:
         return {"router": 1.0}
-    if recipe not in ("pretrain_clm", "sft") or step.loss is None:
+    if recipe not in ("pretrain_clm", "sft", "orpo") or step.loss is None:
         return {}
-    expected = plain_loss(model, step.batch)
+    if recipe == "orpo":
+        expected = plain_odds_loss(model, step.batch, weight=_ODDS_WEIGHT)
+    else:
+        expected = plain_loss(model, step.batch)
     return {"plain": abs(step.loss - expected) / expected}
 
 
@@ -210,12 +247,11 @@ def _judge(recipe: str, figures: dict[str, float]) -> tuple[str, str]:
     if not abs(figures.get("kl", 0.0)) <= _EXACT:
         problems.append(f"the first KL is {figures['kl']:.3g}")
     adds_router_loss = "router" in figures
-    if (
-        recipe == "dpo"
-        and not adds_router_loss
-        and not abs(figures["loss"] - _UNTRAINED_DPO) <= _LOSS
-    ):
-        problems.append(f"the first loss is {figures['loss']:.7g}, not ln 2")
+    untrained = _UNTRAINED.get(recipe)
+    if untrained and not adds_router_loss and not abs(figures["loss"] - untrained) <= _LOSS:
+        problems.append(f"the first loss is {figures['loss']:.7g}, not {untrained:.7g}")
+    if figures.get("published", 0.0) != 0:
+        problems.append(f"what is published differs by {figures['published']:.2g}")
     if not math.isfinite(figures.get("loss", 0.0)):
         problems.append("the loss is no number")
     return ("differs", "; ".join(problems)) if problems else ("works", "")

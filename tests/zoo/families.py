@@ -112,6 +112,7 @@ OTHERS = {
     "hidden_size_per_layer_input": 8,
     "laurel_rank": 8,
     "initializer_range": 0.1,
+    "init_std": 0.1,
     "attention_dropout": 0.0,
     "ngram_vocab_size_base": 1000,
     "encoder_hash_byte_group_vocab": 100,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import AutoModelForCausalLM, Trainer
 
 from hfstack.models.dropout import turn_off_dropout
@@ -68,6 +68,30 @@ def plain_loss(folder: Path, batch: dict[str, Tensor]) -> float:
         total += float(cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
         count += int((targets != IGNORED).sum())
     return total / count
+
+
+def plain_odds_loss(folder: Path, batch: dict[str, Tensor], *, weight: float) -> float:
+    """Return ORPO's loss of pairs whose answers are each read alone (Hong et al. 2024, eq. 6-7).
+
+    The likelihood of an answer is the mean over its tokens; that of the chosen ones is learned with
+    their prompts.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    nll, tokens, log_odds = 0.0, 0, []
+    for row in range(len(batch["chosen_input_ids"])):
+        odds = []
+        for side in ("chosen", "rejected"):
+            kept = batch[f"{side}_attention_mask"][row].bool()
+            ids, labels = batch[f"{side}_input_ids"][row][kept], batch[f"{side}_labels"][row][kept]
+            with torch.no_grad():
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double()
+            losses = cross_entropy(logits, ids[1:], reduction="none")  # (T - 1,)
+            if side == "chosen":
+                nll, tokens = nll + float(losses.sum()), tokens + len(losses)
+            mean = -losses[labels[1:] != IGNORED].mean()
+            odds.append(mean - torch.log1p(-mean.exp()))
+        log_odds.append(odds[0] - odds[1])
+    return nll / tokens - weight * float(logsigmoid(torch.stack(log_odds)).mean())
 
 
 def documents(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

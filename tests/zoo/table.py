@@ -37,9 +37,11 @@ _KINDS = {
   the full pass to 1e-4 nats, with all dropout off: the native engine, or the model's own
   `generate`.
 - **pretrain**, **sft**: the loss of the first batch equals, to 1e-5, that of plain transformers on
-  each of its documents alone, without packing, padding or a fused head. **dpo**: the first loss is
-  ln 2 to 1e-5. **ppo**: the first ratio is 1 and the first KL 0 to 1e-6. All: what was saved gives
-  the logits of what was trained.
+  each of its documents alone, without packing, padding or a fused head; **orpo**'s that of each of
+  its answers alone. **dpo**, **kto**: the first loss is ln 2 and 1/2 to 1e-5. **ppo**, **rloo**,
+  **grpo**: the first ratio is 1 and the first KL 0 to 1e-6. **publish**: what is read from the
+  folder that a fine-tuned model was published to gives its logits. All: what was saved gives the
+  logits of what was trained.
 """,
     ENCODER: """\
 ## Encoders
