@@ -129,7 +129,7 @@ def main(
         def score_generated(done: EvalPrediction) -> dict[str, float]:
             return overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs)
 
-        pad, shift = padding_id(tokenizer), model.prepare_decoder_input_ids_from_labels
+        pad, shift = padding_id(tokenizer), encoder_decoder.decoder_shift(model)
         scores_texts = held and training_args.predict_with_generate
 
         with refusals_of_upstream():

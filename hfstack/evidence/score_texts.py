@@ -20,7 +20,12 @@ from hfstack.tasks.seq2seq.data import (
     read_pairs,
 )
 from hfstack.tasks.seq2seq.metrics import check_metrics, decode_texts, score_texts
-from hfstack.tasks.seq2seq.model import load_finished_seq2seq, required_end_ids, text_lengths
+from hfstack.tasks.seq2seq.model import (
+    decoder_shift,
+    load_finished_seq2seq,
+    required_end_ids,
+    text_lengths,
+)
 from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer
 from hfstack.tasks.shared.text_overlap import BleuCounts, count_for_bleu, rouge_of_texts
 from hfstack.tasks.shared.token_tasks import token_loss_func
@@ -74,7 +79,7 @@ def _generate(
     )
 
     # nothing is trained: the Trainer of training generates and scores in its order
-    shift = model.prepare_decoder_input_ids_from_labels
+    shift = decoder_shift(model)
     trainer = InOrderSeq2SeqTrainer(
         model=model,
         args=settings,

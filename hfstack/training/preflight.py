@@ -16,6 +16,7 @@ from hfstack.config import examples_to_show
 from hfstack.errors import ConfigError, ExamplesShown
 from hfstack.logs import get_logger
 from hfstack.models.dropout import turn_off_dropout
+from hfstack.models.output_head import without_adapter
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
     accumulation_keeps_loss,
@@ -73,6 +74,7 @@ def checked(
     settle_router_loss(trainer)
     settle_next_token_loss(trainer)
     _turn_off_all_dropout(trainer)
+    _freeze_what_is_not_saved(trainer.model)
     _refuse_half_weights(trainer)
 
     train: Any = trainer.train_dataset
@@ -142,6 +144,24 @@ def accumulation_problems(trainer: Trainer) -> Problems:
 
     rows = _first_encoded_rows(trainer.train_dataset)[:ACCUMULATED_ROWS]
     return {"accumulation keeps the loss": accumulation_keeps_loss(*_losses(trainer, rows))}
+
+
+def _freeze_what_is_not_saved(model: Any) -> None:
+    """Freeze weights that a family leaves out when it saves a model.
+
+    Marian's positions are fixed waves, but loaded as weights like others: trained, they would be
+    waves again in whatever loads the model.
+    """
+    inner = without_adapter(model)
+    names: dict[Any, list[str]] = {}
+    for name, weight in inner.named_parameters(remove_duplicate=False):
+        names.setdefault(weight, []).append(name)
+
+    left_out = set(getattr(inner, "_keys_to_ignore_on_save", None) or ())
+    for weight, known_as in names.items():
+        if weight.requires_grad and left_out.issuperset(known_as):
+            logger.info("%s is not trained: this family does not save it", known_as[0])
+            weight.requires_grad_(False)
 
 
 def _refuse_half_weights(trainer: Trainer) -> None:

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    Trainer,
+    TrainingArguments,
+)
 from transformers import BertConfig as Config
 from transformers import BertForTokenClassification as Tagger
 
@@ -75,6 +82,26 @@ def build(
         data_collator=collate,
         compute_loss_func=loss,
     )
+
+
+def test_a_weight_that_a_family_does_not_save_is_not_trained(tmp_path: Path) -> None:
+    config = MarianConfig(
+        vocab_size=50,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        pad_token_id=0,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_start_token_id=0,
+    )
+    MarianMTModel(config).save_pretrained(tmp_path)
+    model = MarianMTModel.from_pretrained(tmp_path)
+    positions = model.model.encoder.embed_positions.weight
+    assert positions.requires_grad, "upstream freezes it now: take our freezing out"
+    checked(build(tmp_path, rows(), model=model), WORDS)
+    assert not positions.requires_grad
+    assert model.model.shared.weight.requires_grad
 
 
 class Words:

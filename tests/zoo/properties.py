@@ -84,7 +84,7 @@ def _padding(model: Any) -> str:
     """How far a padded row's logits are from those of the row alone; NaN is refused."""
     long = random_ids(model, 1, 17)  # (1, T)
     short = random_ids(model, 1, 9, seed=1)  # (1, T')
-    pad = model.config.pad_token_id or 0
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     padded = torch.nn.functional.pad(short, (0, 8), value=pad)
     inputs = {"input_ids": torch.cat([long, padded]), "attention_mask": torch.ones(2, 17).long()}
     inputs["attention_mask"][1, 9:] = 0

@@ -300,7 +300,7 @@ def collate_pairs(
     positions from the left.
 
     Args:
-        shift: `prepare_decoder_input_ids_from_labels` of the model. The decoder's ids are in the
+        shift: as `decoder_shift` of the model gives it. The decoder's ids are in the
             batch because a smoothed loss takes the labels out of it.
     """
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)

@@ -4,10 +4,12 @@ T5, BART, Marian and similar.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -34,7 +36,7 @@ from hfstack.models.loading import check_vocabulary
 from hfstack.models.output_head import without_adapter
 from hfstack.tasks.causal_lm.sampling import describe_settings
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
-from hfstack.tokens.special_tokens import as_token_ids, end_token_ids
+from hfstack.tokens.special_tokens import IGNORED_LABEL, as_token_ids, end_token_ids
 
 logger = get_logger(__name__)
 
@@ -90,6 +92,26 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         cast(Any, model.generation_config).decoder_start_token_id = padding_id(tokenizer)
 
     return model
+
+
+def decoder_shift(model: Any) -> Callable[..., Tensor]:
+    """Return the function that makes the decoder's inputs (B, T) of labels (B, T).
+
+    It is the family's own where it shows one; M2M-100's and Blenderbot's shift inside the forward
+    pass alone, by the start token.
+    """
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own
+
+    start = model.config.decoder_start_token_id
+
+    def shift(labels: Tensor) -> Tensor:
+        shifted = labels.roll(1, dims=1)
+        shifted[:, 0] = start
+        return shifted.masked_fill(shifted == IGNORED_LABEL, model.config.pad_token_id)
+
+    return shift
 
 
 def set_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     T5Config,
@@ -18,6 +21,7 @@ from trl import ModelConfig
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heads import lora_beside_head
 from hfstack.tasks.seq2seq.model import (
+    decoder_shift,
     load_finished_seq2seq,
     load_seq2seq,
     required_end_ids,
@@ -48,6 +52,19 @@ def test_an_architecture_gets_the_tokens_of_any_tokenizer(name: str, tiny_tokeni
     assert name != "t5-5m" or model.config.scale_decoder_outputs, (
         "a tied output is scaled, as T5's is"
     )
+
+
+def test_a_family_that_shifts_in_its_forward_pass_alone_is_shifted_so() -> None:
+    set_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    model = M2M100ForConditionalGeneration(
+        M2M100Config(vocab_size=40, **sizes, encoder_attention_heads=2, decoder_attention_heads=2)
+    ).eval()
+    assert not hasattr(model, "prepare_decoder_input_ids_from_labels")
+    source, labels = torch.tensor([[5, 6, 2], [7, 2, 1]]), torch.tensor([[8, 9, 2], [9, 2, -100]])
+    inside = model(input_ids=source, labels=labels).loss
+    given = model(input_ids=source, labels=labels, decoder_input_ids=decoder_shift(model)(labels))
+    assert torch.equal(inside, given.loss)
 
 
 def test_marian_takes_its_own_tokens_and_is_a_finished_model(
