@@ -93,7 +93,7 @@ _ENCODER: Columns = {
     ),
     "classify": ("classify", "labels", _ENCODED),
     "tag": ("tag", "tags", _ENCODED),
-    "answer": ("answer", "spans", _ENCODED),
+    "answer": ("answer", "spans", _ENCODED | {"stride": "8"}),
     "reward": ("reward", "pairs", _TUNED),
 }
 _ENCODER_DECODER: Columns = {

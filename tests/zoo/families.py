@@ -132,6 +132,9 @@ SMALL: dict[str, Any] = {
 # Where the numbers above do not fit together: what a family needs instead.
 MULTI_HEAD_LATENT: dict[str, Any] = {"num_key_value_heads": 4}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+DECODERS: dict[str, dict[str, Any]] = {  # where an encoder stands beside the decoder
+    "prophetnet": {"is_decoder": True, "is_encoder_decoder": False},
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gemma4_unified_assistant": {"hidden_size_per_layer_input": 0},
@@ -141,7 +144,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1]},
-    "prophetnet": {"is_decoder": True, "is_encoder_decoder": False},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "roc_bert": {"pronunciation_vocab_size": 30, "shape_vocab_size": 30},
@@ -242,7 +244,8 @@ def _attempts(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        default = _default(CONFIG_MAPPING[family], own := FAMILIES.get(family, {}))
+        own = FAMILIES.get(family, {}) | (DECODERS.get(family, {}) if kind == CAUSAL else {})
+        default = _default(CONFIG_MAPPING[family], own)
     settings = fitting(default, SMALL | special, kind)
     for change in ({}, MULTI_HEAD_LATENT, {"head_dim": ...}, {"layer_types": ...}):
         for more in ({}, {"sliding_window": ..., "rotary_dim": ...}):
@@ -273,7 +276,7 @@ def fitting(default: PreTrainedConfig, values: dict[str, Any], kind: str) -> dic
             settings[name] = known[name][-2:]
 
     # composite models: the text model is what is made small, the others are made so as they can
-    for name in ("text_config", "vision_config", "audio_config", "decoder", "text_encoder"):
+    for name in ("text_config", "vision_config", "audio_config", "encoder", "decoder", "text_encoder"):
         part = getattr(default, name, None)
         if isinstance(part, PreTrainedConfig):
             settings[name] = fitting(part, values, kind) | {"model_type": part.model_type}
