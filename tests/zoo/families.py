@@ -276,7 +276,8 @@ def fitting(default: PreTrainedConfig, values: dict[str, Any], kind: str) -> dic
             settings[name] = known[name][-2:]
 
     # composite models: the text model is what is made small, the others are made so as they can
-    for name in ("text_config", "vision_config", "audio_config", "encoder", "decoder", "text_encoder"):
+    parts = "text_config vision_config audio_config encoder decoder text_encoder"
+    for name in parts.split():
         part = getattr(default, name, None)
         if isinstance(part, PreTrainedConfig):
             settings[name] = fitting(part, values, kind) | {"model_type": part.model_type}
