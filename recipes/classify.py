@@ -40,6 +40,7 @@ from hfstack.tasks.classification.model import (
 )
 from hfstack.tasks.classification.predict import classify_logits
 from hfstack.tasks.classification.report import record_split
+from hfstack.tasks.classification.soft_labels import SoftLabelArgs, add_soft_labels, soft_label_loss
 from hfstack.tokens.text_rows import choose_max_length, pad_rows
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
@@ -49,7 +50,7 @@ from hfstack.training.settings import check_settings
 
 
 @dataclass
-class ClassifyArgs:
+class ClassifyArgs(SoftLabelArgs):
     """What a classifier needs beside the upstream settings."""
 
     tokenizer_name_or_path: str | None = None
@@ -63,13 +64,9 @@ class ClassifyArgs:
     model's own.
     """
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better --metric_for_best_model; needs
-    --load_best_model_at_end.
-    """
+    """Stop after this many evaluations without a better metric; needs --load_best_model_at_end."""
     calibrate: bool = True
-    """Fit a temperature on the held-out rows and save it with the model, so that its probabilities
-    are frequencies.
-    """
+    """Fit a temperature on the held-out rows, saved with it: then probabilities are frequencies."""
 
 
 def main(
@@ -95,9 +92,8 @@ def main(
         bad_file, counts = run.output_dir / "quarantine.jsonl", run.record.rows
         labelled = load_labelled(data_args, label_args, quarantine_file=bad_file, row_counts=counts)
         labels = labelled.labels
-        run.record_inputs(
-            model_args.model_name_or_path, args.tokenizer_name_or_path, **labelled.inputs
-        )
+        models = (model_args.model_name_or_path, args.tokenizer_name_or_path, args.teacher_model)
+        run.record_inputs(*models, **labelled.inputs)
 
         # model
         new_modules: list[str] = []
@@ -128,10 +124,12 @@ def main(
             row_counts=counts,
         )
         encoded = {name: encode(labelled, name) for name in labelled.splits}
+        taught = add_soft_labels(args, model_args, labelled, encoded["train"])
         info = ClassifierInfo(
             labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length
         )
         weights = class_weights(encoded["train"].targets, labels) if args.class_weights else None
+        hard_loss = classification_loss(labels.problem_type, weights)
         pad = padding_id(tokenizer)
 
         # trainer
@@ -141,11 +139,11 @@ def main(
                 args=classifier_settings(
                     training_args, labels.problem_type, labels.count, labelled.task
                 ),
-                train_dataset=encoded["train"].rows,
+                train_dataset=taught.rows,
                 eval_dataset=encoded["eval"].rows if "eval" in encoded else None,
                 processing_class=tokenizer,
                 data_collator=partial(pad_rows, pad_token_id=pad),
-                compute_loss_func=classification_loss(labels.problem_type, weights),
+                compute_loss_func=soft_label_loss(hard_loss, args),
                 compute_metrics=trainer_metrics(labels.problem_type),
                 callbacks=[
                     *early_stopping(args.early_stopping_patience),
@@ -161,8 +159,7 @@ def main(
         save_trained(run, trainer, lambda saved: load_trained_classifier(saved)[0])
 
         # evaluate
-        train_rows = len(encoded["train"].rows)
-        metrics = {"train_loss": trained.training_loss, "train_rows": train_rows}
+        metrics = {"train_loss": trained.training_loss, "train_rows": len(taught.rows)}
         for name, split in encoded.items():
             if name == "train":
                 continue

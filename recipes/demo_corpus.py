@@ -5,7 +5,8 @@
 
 reads   nothing: the stories come from a generator, so no network is needed
 writes  raw.jsonl, planted.jsonl (the truth about the noise), prompts.txt, on request
-        instructions.jsonl, chat.jsonl and sentiment.jsonl, and run.json, in --output_dir
+        instructions.jsonl, chat.jsonl, sentiment.jsonl and functions.jsonl, and run.json, in
+        --output_dir
 """
 
 import time
@@ -16,6 +17,7 @@ from typing import Any, get_args
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
+from hfstack.demo.functions import FunctionArgs, functions
 from hfstack.demo.instructions import DemoTask, as_messages, instructions, openings, sentiment_rows
 from hfstack.demo.noise import DROPPED, FAULTS, noisy_corpus
 from hfstack.demo.variety import ngram_bits_per_byte, variety
@@ -27,7 +29,7 @@ MEASURED = 10_000  # so many undamaged stories are enough to measure variety
 
 
 @dataclass
-class DemoArgs:
+class DemoArgs(FunctionArgs):
     output_dir: str = "runs/demo_corpus"
     """Where raw.jsonl, the other files and run.json go."""
     stories: int = 12000
@@ -52,6 +54,7 @@ class DemoArgs:
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.noise_share < 1:
             raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
         if self.task not in get_args(DemoTask):
@@ -100,6 +103,11 @@ def main(args: DemoArgs) -> dict[str, float]:
         write_if_any(
             run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment))
         )
+
+        code = list(functions(args.seed, args.functions))
+        write_if_any(run.output_dir / "functions.jsonl", code)
+        held_out = list(functions(args.seed, args.functions // 10, test=True))
+        write_if_any(run.output_dir / "functions_test.jsonl", held_out)
 
         prompts = "".join(f"{opening}\n" for opening in openings(args.seed, OPENINGS))
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")

@@ -15,6 +15,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
+from hfstack.data.packing.fim import check_fim_settings, fill_in_middle
 from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
@@ -46,6 +47,10 @@ class PretrainArgs(PretrainingArgs):
     """Keep attention inside each document of a block; off, a token also sees the documents before
     it.
     """
+    fim_rate: float = 0.0
+    """Share of the documents that are rearranged to learn to fill in the middle (code)."""
+    fim_spm_rate: float = 0.5
+    """Share of these that begin with the suffix (SPM), the rest with the prefix (PSM)."""
     fused_loss: bool = True
     """Compute the loss without keeping all logits, where the model's head is one plain matrix
     product.
@@ -60,6 +65,7 @@ class PretrainArgs(PretrainingArgs):
     def __post_init__(self) -> None:
         if self.sample_tokens < 1:
             raise ConfigError(f"--sample_tokens must be at least 1, got {self.sample_tokens}")
+        check_fim_settings(self.fim_rate, self.fim_spm_rate)
 
 
 def main(
@@ -93,6 +99,9 @@ def main(
             block_size=block_size,
             isolate_documents=args.isolate_documents,
             row_counts=run.record.rows,
+            rearrange=fill_in_middle(
+                tokenizer, args.fim_rate, args.fim_spm_rate, seed=training_args.seed
+            ),
         )
 
         # what is logged beside the loss

@@ -22,6 +22,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import Source, SourceLog, as_sources, describe_sources, load_mixture
 from hfstack.errors import ConfigError
 from hfstack.evidence.score_classifier import load_classifier_scorer
+from hfstack.evidence.score_code import CodeArgs, record_code
 from hfstack.evidence.score_judge import JudgeArgs
 from hfstack.evidence.score_language import load_causal_scorer, load_masked_scorer
 from hfstack.evidence.score_record import (
@@ -53,7 +54,7 @@ TASKS: dict[ModelKind, Callable[..., Scorer]] = {
 
 
 @dataclass
-class CompareArgs(TaskArgs):
+class CompareArgs(TaskArgs, CodeArgs):
     """What the scores are put beside, and what a language model is asked."""
 
     reference_model: str | None = None
@@ -70,7 +71,8 @@ class CompareArgs(TaskArgs):
     """Tokens of the longest answer."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TaskArgs.__post_init__(self)
+        CodeArgs.__post_init__(self)
         self.train_datasets = as_sources(self.train_datasets)
 
 
@@ -101,7 +103,13 @@ def main(
                 batch_size=score_args.batch_size,
                 seed=run_args.seed,
             )
-        if not score_args.datasets:
+
+        # programs, which are run
+        if is_code := compare_args.task == "code":
+            models = (model_args, compare_args.reference_model)
+            found, shown = record_code(run, models, compare_args, score_args, seed=run_args.seed)
+            metrics, lines = metrics | found, [*lines, *shown]
+        if not score_args.datasets or is_code:
             print("\n".join(lines))
             return run.finish(metrics)
 

@@ -49,6 +49,10 @@ class TokenizerArgs:
     """Fold case and strip accents (wordpiece only)."""
     min_frequency: int = 2
     """Do not merge pairs that are seen less often (bpe, wordpiece)."""
+    blank_runs: int = 0
+    """Make each run of 2 to this many blanks one token, so that code keeps its indentation (bpe);
+    0 makes none.
+    """
     model_max_length: int | None = None
     """Longest text, in tokens, that the model will read; kept with the tokenizer."""
 

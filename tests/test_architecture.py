@@ -19,6 +19,7 @@ FLOORS = [
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
         *("hints", "option_reading", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
         *("row_counts", "json_forms", "machine_failures", "progress", "places", "packages"),
+        "sandbox",
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
@@ -35,6 +36,7 @@ COMMAND_LINE = {
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
     *("hints", "option_reading", "machine_failures", "places"),
+    *("sandbox/child", "sandbox/run"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
     *("cli/chat", "cli/overview"),

@@ -159,6 +159,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     found = []
     for page in [*PAGES, ROOT / "recipes" / "full_story.sh", *ROOT.glob("recipes/*.py")]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        text = re.sub(r"'<[^'\n]*>'", "token", text)  # a token's < | > are no shell's
         for line in re.findall(r"^[ \t]*(?:\$ )?hfstack run ([^\n#|>&]+)", text, re.MULTILINE):
             words = shlex.split(line.split("`")[0], posix=True)
             names = [word for word in words if word in RECIPES]

@@ -21,6 +21,7 @@ from hfstack.cli import main as cli
 from hfstack.demo.instructions import instructions
 from hfstack.demo.stories import story
 from hfstack.runs.record import read_run
+from hfstack.sandbox.run import why_not_isolated
 from tests.conftest import ROOT, SENTENCES
 from tests.tiny_chat import save_tiny_chat
 from tests.tiny_encoder import save_tiny_bert
@@ -38,6 +39,9 @@ TINY = {
     "reward": f"{_BRIEF_BATCH} --max_length 96",
     "ppo": "--total_episodes 8 --per_device_train_batch_size 4 --max_completion_length 4",
     "win_rate": "--max_new_tokens 4",
+    "rloo": "--max_steps 1 --per_device_train_batch_size 4 --num_generations 2 "
+    "--max_completion_length 4",
+    "score": "--code_tokens 4",
     "pretrain_clm": f"{_BRIEF_BATCH} --block_size 32 --sample_tokens 4",
     "tokenizer": "--vocab_size 3000",
     "generate": "--max_new_tokens 4",
@@ -228,6 +232,62 @@ def test_the_cost_on_the_page_of_questions_is_what_the_plan_says(run: Run, tmp_p
         run(command)
     shown = float(re.search(r"^  money +([\d.]+)$", page.read_text(), re.MULTILINE)[1])  # pyright: ignore[reportOptionalSubscript]
     assert read_run(tmp_path / "runs/plan").metrics["money"] == pytest.approx(shown, rel=1e-3)
+
+
+def test_spam_filter(run: Run, tmp_path: Path) -> None:
+    rows = [{"message": f"text {n}", "kind": ("spam", "ham")[n % 2]} for n in range(60)]
+    write_table(tmp_path / "messages.csv", rows)
+    write_table(tmp_path / "inbox.csv", [{"message": "win a prize"}, {"message": "see you"}])
+    run_page(run, "spam_filter.md")
+    predicted = (tmp_path / "runs/sorted/predictions.csv").read_text().splitlines()
+    assert len(predicted) == 3 and {"spam", "ham"} >= {line.split(",")[0] for line in predicted[1:]}
+
+
+def write_news(folder: Path) -> None:
+    rows = [
+        {"title": f"Title {n}", "text": f"{story(1, n).text}", "topic": ("Sports", "World")[n % 2]}
+        for n in range(60)
+    ]
+    write_rows(folder / "news.jsonl", rows)
+    write_rows(folder / "tomorrow.jsonl", [{"text": "the team won"}])
+
+
+def test_news(run: Run, tmp_path: Path) -> None:
+    write_news(tmp_path)
+    run_page(run, "news.md")
+    row = json.loads((tmp_path / "runs/tomorrow/predictions.jsonl").read_text())
+    assert row["label"] in ("Sports", "World")
+
+
+@pytest.mark.slow
+def test_headlines(run: Run, tmp_path: Path) -> None:
+    write_news(tmp_path)
+    run_page(run, "headlines.md")
+    row = json.loads((tmp_path / "runs/written/completions.jsonl").read_text())
+    assert row["prompt"] == "Oil prices rise again"
+
+
+@pytest.mark.slow
+def test_poems(run: Run, tmp_path: Path) -> None:
+    pieces = [f"SPEAKER {n}:\n{story(2, n).text}" for n in range(60)]
+    (tmp_path / "verse.txt").write_text("\n\n".join(pieces))
+    run_page(run, "poems.md")
+    rows = (tmp_path / "runs/verses/completions.jsonl").read_text().splitlines()
+    assert [json.loads(row)["prompt"] for row in rows] == ["ROMEO:", "What light"]
+
+
+@pytest.mark.slow
+def test_code(run: Run, tmp_path: Path) -> None:
+    if reason := why_not_isolated():
+        pytest.skip(f"this system gives no namespaces: {reason}")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for command in commands_of(ROOT / "docs" / "tasks" / "code.md"):
+        brief = command.replace("--functions 12000", "--functions 200")
+        brief = brief.replace("--max_rows 200", "--max_rows 4").replace("--max_rows 1500", "")
+        sandboxed = "score" in brief or "rloo" in brief
+        run(f"{brief} --allow_root true" if sandboxed else brief)
+    metrics = read_run(tmp_path / "runs/code_after").metrics
+    assert metrics["code_solutions_pass"] == 1 and metrics["code_problems"] == 4
 
 
 def copy_real_data(shared_data: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfstack.errors import ConfigError, DataError
@@ -84,6 +84,7 @@ def train_tokenizer(
     extra_special_tokens: Sequence[str] = (),
     lowercase: bool = False,
     min_frequency: int = 2,
+    blank_runs: int = 0,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
@@ -100,6 +101,8 @@ def train_tokenizer(
         extra_special_tokens: more strings that are always one token.
         lowercase: WordPiece only: fold case and strip accents, as `do_lower_case` of BERT does.
         min_frequency: pairs seen less often are not merged (bpe, wordpiece).
+        blank_runs: bpe only: each run of 2 to this many blanks is one token, as in GPT-NeoX-20B
+            (Black et al. 2022, arXiv:2204.06745, section 3.2); 0 for none.
         model_max_length: the model's context in tokens, saved with the tokenizer.
 
     Raises:
@@ -115,9 +118,16 @@ def train_tokenizer(
             "the flag"
         )
 
+    if blank_runs and (kind != "bpe" or blank_runs < 2):
+        raise ConfigError(
+            f"blank_runs is {blank_runs} for kind {kind}: it is 0, or for bpe the longest run of "
+            "blanks that is one token, at least 2"
+        )
+
+    runs = [" " * length for length in range(2, blank_runs + 1)]
     specials = _special_tokens(kind, extra_special_tokens)
     alphabet = 256 if kind == "bpe" else 1
-    if vocab_size < len(specials) + alphabet:
+    if vocab_size < len(specials) + len(runs) + alphabet:
         raise ConfigError(
             f"vocab_size is {vocab_size}: {kind} needs at least {len(specials) + alphabet},"
             f" {len(specials)} special tokens and an alphabet of "
@@ -127,22 +137,15 @@ def train_tokenizer(
     # The libraries' trainers go past vocab_size for a large alphabet, and stay below it for a small
     # text: a model built for the number asked for would then fail, or carry rows never trained.
     counted = _CountedTexts(texts)
-    core = _TRAIN[kind](counted, vocab_size, specials, min_frequency, lowercase)
+    core = _TRAIN[kind](counted, vocab_size - len(runs), specials, min_frequency, lowercase)
     counted.require_text()
+    # longest first in a text: the library matches added tokens before it splits words
+    core.add_tokens([AddedToken(run, normalized=False) for run in runs])
 
     if core.get_vocab_size() > vocab_size:
         raise _alphabet_too_large(kind, vocab_size, core.get_vocab_size(), len(counted.characters))
 
-    size = core.get_vocab_size()
-    if size < vocab_size:
-        logger.warning(
-            "the text yields only %d of the %d tokens asked for: set vocab_size to %d, or give "
-            "more text",
-            size,
-            vocab_size,
-            size,
-        )
-
+    _warn_of_fewer(core.get_vocab_size(), vocab_size)
     return _wrap(
         core,
         kind,
@@ -150,6 +153,18 @@ def train_tokenizer(
         lowercase=lowercase,
         model_max_length=model_max_length,
     )
+
+
+def _warn_of_fewer(size: int, asked: int) -> None:
+    """Warn where a text yields fewer tokens than were asked for."""
+    if size < asked:
+        logger.warning(
+            "the text yields only %d of the %d tokens asked for: set vocab_size to %d, or give "
+            "more text",
+            size,
+            asked,
+            size,
+        )
 
 
 def measure_tokenizer(

@@ -315,6 +315,24 @@ def test_settings_that_do_not_fit(
         classify(model_name_or_path=tmp_path / "two", datasets=three, output_dir=tmp_path / "f")
 
 
+def test_learns_from_a_larger_classifier(classify, rows_file, tmp_path: Path):
+    learns = {"max_steps": 150, "learning_rate": 5e-3}
+    classify(**learns, output_dir=tmp_path / "large")
+    teacher = {"teacher_model": tmp_path / "large", "soft_label_weight": 1.0}
+    found = classify(**learns, **teacher, output_dir=tmp_path / "small")
+    # of the labels nothing was read, and still they are right
+    assert found["eval_accuracy"] > 0.9
+    assert "large" in str(read_run(tmp_path / "small").models)
+    three = rows_file(
+        lambda row, n: row | {"label": ["good", "bad", "third"][n % 3]}, "three.jsonl"
+    )
+    with pytest.raises(ConfigError, match="has the labels bad, good, and the rows bad, good, thi"):
+        classify(**teacher, datasets=three, output_dir=tmp_path / "other")
+    numbers = rows_file(lambda row, n: row | {"label": n / 7}, "numbers.jsonl")
+    with pytest.raises(ConfigError, match="teaches one label of each row, and these rows are regr"):
+        classify(**teacher, datasets=numbers, output_dir=tmp_path / "numbers")
+
+
 def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
     run_recipe, rows_file, bert: Path, tmp_path: Path
 ):

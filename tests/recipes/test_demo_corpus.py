@@ -103,3 +103,17 @@ def test_wrong_values_are_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         run_recipe("demo_corpus", flag, value, "--output_dir", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_functions_of_the_test_are_in_no_training_file(run_recipe: Callable, tmp_path: Path):
+    for seed in (0, 1):
+        run_recipe(
+            *("demo_corpus", "--stories", 1, "--functions", 300, "--seed", seed),
+            *("--output_dir", tmp_path / f"{seed}"),
+        )
+    train = [row["prompt"] for n in "01" for row in rows(tmp_path / n / "functions.jsonl")]
+    test = [row["prompt"] for n in "01" for row in rows(tmp_path / n / "functions_test.jsonl")]
+    assert (len(train), len(test)) == (600, 60)
+    assert not set(train) & set(test)
+    with pytest.raises(ConfigError, match="functions must be at least 0"):
+        run_recipe("demo_corpus", "--functions", -1, "--output_dir", tmp_path / "bad")

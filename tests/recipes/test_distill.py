@@ -218,3 +218,24 @@ def test_settings_that_cannot_be_honoured_are_refused(distill, inputs, tmp_path:
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl"):
         distill(datasets=bad, eval_fraction=0)
+
+
+def test_the_teachers_answers_are_rows_of_sft(inputs: Path, run_recipe, tmp_path: Path) -> None:
+    """Sequence-level distillation: the two commands of the page, from model to model."""
+    run_recipe(
+        *("generate", "--model_name_or_path", inputs / "teacher", "--temperature", 0.7),
+        *("--prompts_file", inputs / "rows.jsonl", "--max_new_tokens", 8),
+        *("--output_dir", tmp_path / "answers"),
+    )
+    answers = tmp_path / "answers/completions.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["prompt"] for row in rows[:2]] == ["Who is number 0?", "Who is number 1?"]
+    run_recipe(
+        *("sft", "--model_name_or_path", inputs / "student", "--datasets", answers),
+        *("--output_dir", tmp_path / "student", "--max_steps", 1, "--max_length", 96),
+        *("--activation_checkpointing", "false", "--bf16", "false", "--report_to", "none"),
+        *("--assistant_only_loss", "true", "--save_strategy", "no", "--on_bad_row", "skip"),
+        *("--dataloader_pin_memory", "false", "--probe_rows", 0),
+    )
+    record = read_run(tmp_path / "student")
+    assert record.status == "finished" and any("answers" in parent for parent in record.parents)

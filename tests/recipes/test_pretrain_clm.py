@@ -173,6 +173,13 @@ def test_isolated_documents_and_the_stock_loss(pretrain, tmp_path: Path) -> None
     assert fused["eval_loss"] != joined["eval_loss"]
 
 
+def test_documents_are_rearranged_for_training_alone(pretrain, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--fim_rate needs tokens that mark prefix"):
+        pretrain(fim_rate=0.5, output_dir=tmp_path / "none")
+    with pytest.raises(ConfigError, match="--fim_spm_rate"):
+        pretrain(fim_spm_rate=1.0, output_dir=tmp_path / "unread")
+
+
 def test_early_stopping(pretrain, tmp_path: Path) -> None:
     pretrain(
         learning_rate=0.0, max_steps=40, early_stopping_patience=2, load_best_model_at_end="true"

@@ -285,3 +285,22 @@ def test_real_stories_take_about_a_quarter_of_their_bytes(shared_data):
     assert len(tokenizer) == 4096
     assert report.bytes_per_token > 3.8
     assert (report.unknown_rate, report.round_trip_rate) == (0, 1)
+
+
+def test_runs_of_blanks_are_single_tokens_and_code_comes_back_exactly() -> None:
+    code = ["def f(x):\n    if x:\n        return  [x]\n\treturn x\n"] * 20
+    tokenizer = train_tokenizer(code, kind="bpe", vocab_size=340, blank_runs=8)
+    assert len(tokenizer) <= 340
+    for length in range(2, 9):
+        run = " " * length
+        assert tokenizer.tokenize(f"{run}x") == [run, "x"]
+    assert tokenizer.tokenize(" " * 12 + "x") == [" " * 8, " " * 4, "x"]
+    odd = "  a   b\n\n" + "".join(f"{' ' * n}x = {n}\n" for n in range(20)) + "\t  \tend   "
+    for text in (*code, odd):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    plain = train_tokenizer(code, kind="bpe", vocab_size=340)
+    assert len(tokenizer(odd)["input_ids"]) < len(plain(odd)["input_ids"])
+    for kind, runs in (("wordpiece", 4), ("bpe", 1)):
+        with pytest.raises(ConfigError, match="at least 2"):
+            train_tokenizer(code, kind=kind, vocab_size=340, blank_runs=runs)

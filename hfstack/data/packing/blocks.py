@@ -26,7 +26,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -278,6 +278,7 @@ def pack_splits(
     block_size: int,
     isolate_documents: bool = False,
     row_counts: RowCounts | None = None,
+    rearrange: Callable[[Iterable[str]], Iterable[str]] | None = None,
 ) -> dict[str, PackedBlocks]:
     """Pack one column of each split, cached by the text's content.
 
@@ -288,6 +289,7 @@ def pack_splits(
 
     Args:
         row_counts: gets what is left out, and the names of the columns.
+        rearrange: makes other texts of the documents of `train`; the rest stays as it is.
     """
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     row_counts = RowCounts() if row_counts is None else row_counts
@@ -295,12 +297,15 @@ def pack_splits(
 
     packed: dict[str, PackedBlocks] = {}
     for split, rows in splits.items():
+        texts: Iterable[str] = rows[text_column]
+        if rearrange is not None and split == "train":
+            texts = rearrange(texts)
         packed[split] = pack(
-            rows[text_column],
+            texts,
             tokenizer,
             block_size=block_size,
             cache_dir=cache_dir,
-            data_hash=hash_texts(rows[text_column]),
+            data_hash=hash_texts(texts),
             isolate_documents=isolate_documents,
         )
         counts = packed[split].counts

@@ -206,7 +206,7 @@ def _cache_splits(
     student: PreTrainedModel,
     encoded: dict[str, Dataset],
 ) -> dict[str, CachedTop]:
-    """Return the cache of each split, made by the first process of a machine where it is not."""
+    """Return the cache of each split, made by the first process where it is missing."""
     who, root = describe_teacher(args.teacher_model), Path(args.teacher_cache or "").expanduser()
     k, temperature = args.teacher_top_k, args.temperature
     found: dict[str, CachedTop] = {}

@@ -33,7 +33,7 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 PLACES = "teacher_places"
 """The column with the place of each token among the teacher's cached answers."""
 
-Teacher = Callable[[dict[str, Tensor], Tensor], ReadTeacher]
+Teacher = Callable[[dict[str, Any], Tensor], ReadTeacher]
 """Reads a batch (the model's inputs and PLACES) and a mask (B, T - 1) of the scored positions."""
 
 

@@ -32,7 +32,7 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.head = head_of(model, "teacher")
 
-    def __call__(self, batch: dict[str, Tensor], scored: Tensor) -> ReadTeacher:
+    def __call__(self, batch: dict[str, Any], scored: Tensor) -> ReadTeacher:
         """Return the reader of the logits of a batch, (n, V) from one position to another."""
         inputs = {name: value for name, value in batch.items() if name != PLACES}
         with torch.no_grad():
@@ -56,7 +56,7 @@ class CachedTeacher:
     def __init__(self, splits: Sequence[CachedTop]) -> None:
         self.splits = splits
 
-    def __call__(self, batch: dict[str, Tensor], scored: Tensor) -> ReadTeacher:
+    def __call__(self, batch: dict[str, Any], scored: Tensor) -> ReadTeacher:
         """Return the reader of the top tokens of a batch."""
         places = batch[PLACES][:, :-1][scored].cpu()  # (N,)
 
@@ -125,7 +125,7 @@ def refuse_other_tokenizer(
 
 
 def _part_of(tokenizer: PreTrainedTokenizerBase, part: str) -> Any:
-    """Return a part of a fast tokenizer as JSON; of a slow one its class stands for all."""
+    """Return a part of a fast tokenizer as JSON; of a slow one its class."""
     if not tokenizer.is_fast:
         return type(tokenizer).__name__
     core: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # fast ones have it

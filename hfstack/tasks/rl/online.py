@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig
@@ -23,7 +23,9 @@ from hfstack.models.contents import check_kind
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
+from hfstack.sandbox.run import open_sandbox
 from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.tasks.rewards.code_tests import CodeTests
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_folders, score_all
 from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.ppo.config import PPOConfig
@@ -48,6 +50,14 @@ class OnlineArgs(ProbeArgs):
     """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
     for REWARDS.
     """
+    reward_function: Literal["own", "code_tests"] = "own"
+    """Reward by function where there is no reward model: own (the recipe's REWARDS), or code_tests
+    (1 for programs that pass the tests of their row, run in a sandbox).
+    """
+    allow_root: bool = False
+    """Let code_tests run programs of the policy as root."""
+    allow_weak_sandbox: bool = False
+    """Let code_tests run where the system gives no namespaces, with limits alone."""
     reward_as_text: bool | None = None
     """Give the reward model prompt and answer as plain text; by default where it was trained on
     plain pairs, as its run.json says.
@@ -314,6 +324,16 @@ def load_rewards(
         )
 
     chosen = [online_args.reward_model] if online_args.reward_model else rewards
+    if online_args.reward_function == "code_tests":
+        if online_args.reward_model:
+            raise ConfigError(
+                f"--reward_model {online_args.reward_model} and --reward_function code_tests are "
+                'two rewards: name one, or switch the model off with --reward_model ""'
+            )
+        sandbox = open_sandbox(
+            allow_root=online_args.allow_root, allow_weak=online_args.allow_weak_sandbox
+        )
+        chosen = [CodeTests(sandbox)]
     return prepare_rewards(
         chosen,
         device=device,
