@@ -8,7 +8,7 @@ Legend: N rows, B rows of a batch, C classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -97,7 +97,8 @@ def add_soft_labels(
     right = (logits.argmax(axis=1) == encoded.targets).mean()
     logger.info("the teacher is right about %.1f %% of the train rows", 100 * right)
     targets = [
-        [float(target), *row] for target, row in zip(encoded.targets, logits.tolist(), strict=True)
+        [float(cast(int, target)), *row]
+        for target, row in zip(encoded.targets, logits.tolist(), strict=True)
     ]
     rows = encoded.rows.remove_columns("labels").add_column("labels", targets)  # type: ignore[call-arg]  # the fingerprint is datasets' own
     return replace(encoded, rows=rows)
