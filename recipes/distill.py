@@ -84,7 +84,7 @@ def main(
         # data, split as sft splits it
         columns = Columns(args.prompt_column, args.completion_column, text=data_args.text_column)
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits = load_instructions(
+        splits, places = load_instructions(
             data_args, columns, quarantine_file=quarantine, row_counts=counts
         )
         models = (model_args.model_name_or_path, distill_args.teacher_model)
@@ -110,7 +110,7 @@ def main(
         # rows as both models read them, and what the teacher says of them
         on_bad_row = data_args.on_bad_row
         encoded = fine_tuning.encode_rows(
-            rows, tokenizer, model, training_args, on_bad_row=on_bad_row, row_counts=counts
+            rows, tokenizer, model, training_args, on_bad_row, row_counts=counts, find_places=places
         )
         problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         taught = distillation.prepare_teacher(

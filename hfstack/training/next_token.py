@@ -34,6 +34,9 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
+LOSS_OF_ITS_OWN = "loss_of_its_own"
+"""An attribute of a forward pass whose loss is another than the class's, and shifts its labels."""
+
 _ROWS, _TOKENS = 2, 12
 _TRL_HEAD = "fused_lm_head"  # the argument that TRL adds to a model's forward pass
 
@@ -65,7 +68,7 @@ def settle_next_token_loss(trainer: Trainer) -> None:
         for scored in (model, getattr(trainer, "ref_model", None)):
             if scored is not None:
                 use_own_logits(scored, temperature=temperature)
-    elif _uses_own_loss(trainer) and not _loss_is_shifted(model):
+    elif _uses_own_loss(trainer, model) and not _loss_is_shifted(model):
         logger.info(
             "%s scores each token at its own place: trained on the loss of the next token instead",
             type(model).__name__,
@@ -198,10 +201,11 @@ def _refuse_reading_ahead(model: Any) -> None:
         )
 
 
-def _uses_own_loss(trainer: Trainer) -> bool:
-    """Return whether the loss is the one that the model computes of its labels."""
+def _uses_own_loss(trainer: Trainer, model: Any) -> bool:
+    """Return whether the loss is the one that the model's class computes of its labels."""
     replaced = type(trainer).compute_loss is not Trainer.compute_loss
-    return not replaced and trainer.compute_loss_func is None
+    own = hasattr(model.forward, LOSS_OF_ITS_OWN)
+    return not replaced and not own and trainer.compute_loss_func is None
 
 
 def _loss_is_shifted(model: Any) -> bool:

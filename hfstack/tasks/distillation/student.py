@@ -29,6 +29,7 @@ from hfstack.models.output_head import OutputHead, body_of, find_output_head
 from hfstack.tasks.distillation.chunked_loss import ChunkedDistillation, ReadTeacher
 from hfstack.tasks.distillation.divergence import Objective
 from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.training.next_token import LOSS_OF_ITS_OWN
 
 PLACES = "teacher_places"
 """The column with the place of each token among the teacher's cached answers."""
@@ -155,4 +156,5 @@ def use_distilled_loss(
         count = here.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)
 
+    setattr(forward, LOSS_OF_ITS_OWN, True)
     model.forward = types.MethodType(forward, model)
