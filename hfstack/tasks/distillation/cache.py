@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,20 @@ def number_scored(rows: Dataset, column: str, *, first: int = 0) -> Dataset:
         column: the name of the new column.
         first: the place of the first scored position.
     """
-    places: list[list[int]] = []
-    following = first
-    for labels in rows["labels"]:
-        row = [0] * len(labels)
-        for position, label in enumerate(labels[1:]):
+    scored = [sum(label != IGNORED_LABEL for label in labels[1:]) for labels in rows["labels"]]
+    starts = list(accumulate(scored, initial=first))
+
+    def number(row: dict[str, Any], index: int) -> dict[str, Any]:
+        following = starts[index]
+        places = [0] * len(row["labels"])
+        for position, label in enumerate(row["labels"][1:]):
             if label != IGNORED_LABEL:
-                row[position] = following
+                places[position] = following
                 following += 1
-        places.append(row)
-    return rows.add_column(column, places)  # type: ignore[call-arg]  # the fingerprint is datasets' own
+        return {column: places}
+
+    # all columns are written anew, since TRL packs columns of equal chunks alone
+    return rows.map(number, with_indices=True, load_from_cache_file=False, desc="Numbering rows")
 
 
 def cache_key(teacher: str, rows: Dataset, *, k: int, temperature: float) -> str:
