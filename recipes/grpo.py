@@ -24,7 +24,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl import online
 from hfstack.tasks.rl.ppo.group_config import GRPOConfig
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

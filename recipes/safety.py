@@ -36,7 +36,8 @@ from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import generate_from_texts
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.rewards.classifier import ClassifierReward
-from hfstack.tokens.chat import extract_text, stop_at_end_of_turn
+from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.turns import extract_text
 
 logger = get_logger(__name__)
 

@@ -28,7 +28,7 @@ from hfstack.logs import get_logger
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tasks.rewards.endpoint import Endpoint, call_in_threads, first_characters
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.runs.record import RunRecord, read_run
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 _STAGES = ("feedback", "reward", "ppo", "win_rate")
 _ROUND_COLUMNS = [

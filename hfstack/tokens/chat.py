@@ -127,16 +127,6 @@ def encode_for_generation(
     return rendered["input_ids"]
 
 
-def extract_text(prompt_or_completion: Any) -> str:
-    """Return the text of a prompt or completion, plain or a conversation.
-
-    The messages of a conversation become paragraphs.
-    """
-    if isinstance(prompt_or_completion, str):
-        return prompt_or_completion
-    return "\n\n".join(str(message["content"]) for message in prompt_or_completion)
-
-
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token that the chat template renders after the assistant's answer.
 

@@ -59,6 +59,16 @@ def read_turns(value: Any, role: str) -> list[Turn]:
     return [_read_turn(turn) for turn in value]
 
 
+def extract_text(prompt_or_completion: Any) -> str:
+    """Return the text of a prompt or completion, plain or a conversation.
+
+    The messages of a conversation become paragraphs.
+    """
+    if isinstance(prompt_or_completion, str):
+        return prompt_or_completion
+    return "\n\n".join(str(message["content"]) for message in prompt_or_completion)
+
+
 def is_conversation(value: Any) -> bool:
     """Return whether a value is a list of turns, or JSON text of one."""
     if isinstance(value, str) and value.lstrip().startswith("["):

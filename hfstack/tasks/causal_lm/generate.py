@@ -24,9 +24,9 @@ from hfstack.tasks.causal_lm.sampling import (
     generation_settings,
     set_aside_settings,
 )
-from hfstack.tokens.chat import extract_text
 from hfstack.tokens.seams import answer_opening, decode_answer
 from hfstack.tokens.special_tokens import end_token_ids, padding_token_id
+from hfstack.tokens.turns import extract_text
 
 
 @dataclasses.dataclass(frozen=True)

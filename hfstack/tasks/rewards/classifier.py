@@ -9,7 +9,7 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError
 from hfstack.models.context import context_length
 from hfstack.tasks.classification.model import load_trained_classifier
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 
 class ClassifierReward:

@@ -15,8 +15,7 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.runs.rendering import check_rendering, follow_rendering, read_rendering
 from hfstack.tasks.preferences.encode import encode_answer, leave_open, truncate_pair
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
-from hfstack.tokens.chat import extract_text
-from hfstack.tokens.turns import split_tools
+from hfstack.tokens.turns import extract_text, split_tools
 
 logger = get_logger(__name__)
 

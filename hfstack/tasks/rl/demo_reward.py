@@ -3,7 +3,7 @@
 from typing import Any
 
 from hfstack.demo.rules import gold_score, require_demo_prompts
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:

@@ -23,7 +23,7 @@ from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.tasks.rewards.prepare import checked_reward, prepare_rewards, score_all
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rewards.reward_model import RewardModel
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 from tests.tiny_ppo import TEMPLATE
 
 PROMPTS = ["Count to two.", "Say nothing.", "Name a fox."]
