@@ -6,7 +6,7 @@ from typing import Any
 from hfstack.errors import DataError
 from hfstack.sandbox.run import Sandbox
 from hfstack.tasks.code.problems import read_problems
-from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import extract_text
 
 
 class CodeTests:
