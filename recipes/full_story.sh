@@ -42,6 +42,20 @@ tiny)
     ;;
 esac
 
+# All stages are forks of one interpreter that has imported the libraries, which takes some seconds
+# of CPU each time. Until it is ready, where it cannot be, and with WARM=false, a stage starts an
+# interpreter of its own and does the same.
+if [ "${WARM:-true}" = true ]; then
+    warm=$(mktemp -d)
+    export HFSTACK_WARM=$warm/socket
+    hfstack warm "$HFSTACK_WARM" pretrain_clm sft reward ppo rloo preferences evaluate_lm generate \
+        win_rate diagnose publish clean tokenizer demo_corpus report &
+    warm_pid=$!
+    trap 'kill $warm_pid 2>/dev/null || true
+        wait $warm_pid 2>/dev/null || true
+        rm -rf "$warm"' EXIT
+fi
+
 # The weights guess how many seconds each stage takes. Those that are done correct the guess, because
 # they show how fast this machine is.
 began=$SECONDS number=0 runs=() weighed=0 spent=0

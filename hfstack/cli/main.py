@@ -1,11 +1,12 @@
 """`hfstack list | copy | run | chat | serve | doctor`: start recipes, try results.
 
-Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
---help` are immediate.
+Everything else is a recipe; `warm`, which is not listed, is for scripts of many stages. Standard
+library only, so that `hfstack --help` and `hfstack run X --help` are immediate.
 """
 
 import argparse
 import difflib
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hfstack.cli.overview import list_recipes, shorten_reference
 from hfstack.cli.retry import execute_again
 from hfstack.cli.serve import add_serve, run_serve
 from hfstack.cli.supervise import EXIT_MISTAKE, say
+from hfstack.cli.warm import cannot_be_warm
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import is_reader_gone
 from hfstack.redaction import redact
@@ -115,6 +117,8 @@ def _main(argv: list[str]) -> int:
     # The flags of `run` are the recipe's, but argparse would take them for its own.
     if argv[:1] == ["run"]:
         return _run(argv[1:])
+    if argv[:1] == ["warm"]:
+        return _warm(argv[1:])
 
     args = parser.parse_args(argv)
     if args.verb == "list":
@@ -130,6 +134,21 @@ def _main(argv: list[str]) -> int:
     # doctor imports torch and other large libraries, so it has a process of its own.
     flags = ["--json"] if args.json else []
     return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *flags])
+
+
+def _warm(argv: list[str]) -> int:
+    """Become the interpreter of which the runs of a script are forks (warm_server.py)."""
+    if len(argv) < 2:
+        raise ConfigError("warm needs the path of a socket and the names of recipes")
+    path, *names = argv
+    for name in names:
+        _find(name, RECIPES, ".py", "recipe")
+    if reason := cannot_be_warm():
+        say(f"each stage starts an interpreter of its own: {reason}")
+        return 0
+
+    command = [sys.executable, "-m", "hfstack.cli.warm_server", path, *names]
+    return os.execv(sys.executable, command)
 
 
 def _copy(name: str, folder: Path) -> int:

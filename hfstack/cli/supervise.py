@@ -23,12 +23,14 @@ from types import FrameType
 from typing import Any
 
 from hfstack.cli.launch import Launch
+from hfstack.cli.warm import WarmProcess, start_warm
 from hfstack.errors import ConfigError
 from hfstack.redaction import redact
 
 EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
+_Process = subprocess.Popen[bytes] | WarmProcess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +81,18 @@ def execute(launch: Launch) -> Ending:
 
         report_start = log.tell() if log else 0
         stop = stack.enter_context(_StopSignals(lambda: _file_stamp(run_file) != before))
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=output,
-            stderr=errors,
-            # otherwise the terminal would send Ctrl-C to the recipe as well
-            start_new_session=True,
-            preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
-        )
+        may_be_warm = launch.launcher == "python" and log is None
+        process = start_warm(command, environment, say) if may_be_warm else None
+        if process is None:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=errors,
+                # otherwise the terminal would send Ctrl-C to the recipe as well
+                start_new_session=True,
+                preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
+            )
 
         stop.watch(process, launch.launcher)
         code = _wait(process, screen)
@@ -244,7 +249,7 @@ class _StopSignals:
     def __init__(self, has_begun: Callable[[], bool]) -> None:
         self.received: list[int] = []
         self._has_begun = has_begun
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         self._launcher = "python"
         self._workers: list[int] = []
 
@@ -256,7 +261,7 @@ class _StopSignals:
         for name, handler in self._previous.items():
             signal.signal(name, handler)
 
-    def watch(self, process: "subprocess.Popen[bytes]", launcher: str) -> None:
+    def watch(self, process: "_Process", launcher: str) -> None:
         """Set the process that signals are forwarded to, and what it is.
 
         accelerate would just die, so its child is signalled instead.
@@ -333,7 +338,7 @@ def _is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
+def _wait(process: "_Process", screen: _Screen | None) -> int:
     """Wait for the end of a process, showing its output meanwhile."""
     while screen is not None:
         code = process.poll()

@@ -233,8 +233,8 @@ def peak_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
     """Return the FLOP/s that matrix products can reach on one device.
 
     A known accelerator has its vendor's dense peak. Any other device, a CPU included, is measured:
-    the best of repeated large matrix products, over at most 0.3 s, once per process; a log line
-    says so.
+    the best of repeated large matrix products in a few short bursts, over at most 0.4 s, once per
+    process; a log line says so, and whether other work took part of the processor meanwhile.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, `mps`...
@@ -269,25 +269,46 @@ def datasheet_tflops(device_name: str, number_type: str) -> float | None:
     return None
 
 
+# of the measurement of a peak: short, because a scheduler gives slices of a few milliseconds
+_BURSTS, _BURST_S, _PAUSE_S = 5, 0.05, 0.02
+# of the processor; below it the machine is busy with other work
+_LEAST_SHARE = 0.85
+
+
 @cache
 def _measure_peak_flops(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Time square matrix products for about a quarter of a second.
+    """Time square matrix products in bursts, for about a quarter of a second in all.
 
-    Their size doubles while one takes under 4 ms.
+    Their size doubles while one takes under 4 ms. Between the bursts this process sleeps, so that
+    on a busy machine one of them may begin with a fresh slice of time.
     """
-    best, size, begin = 0.0, 256, time.perf_counter()
+    best, size, share = 0.0, 256, 0.0
     matrix = torch.ones(size, size, dtype=dtype, device=device)
-    while time.perf_counter() - begin < 0.2:
-        started = time.perf_counter()
-        product = matrix @ matrix
-        _ = product[0, 0].item()  # waits for the device
-        seconds = time.perf_counter() - started
-        best = max(best, 2 * size**3 / seconds)
+    for _ in range(_BURSTS):
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        while time.perf_counter() - begin < _BURST_S:
+            started = time.perf_counter()
+            product = matrix @ matrix
+            _ = product[0, 0].item()  # waits for the device
+            seconds = time.perf_counter() - started
+            best = max(best, 2 * size**3 / seconds)
 
-        if seconds < 0.004 and size < 4096:
-            size *= 2
-            matrix = torch.ones(size, size, dtype=dtype, device=device)
+            if seconds < 0.004 and size < 4096:
+                size *= 2
+                matrix = torch.ones(size, size, dtype=dtype, device=device)
+
+        elapsed = time.perf_counter() - begin
+        share = max(share, (time.process_time() - begin_cpu) / (threads * elapsed))
+        time.sleep(_PAUSE_S)
+
     _logger.info(
         "peak of %s in %s measured with %d threads: %.3g FLOP/s", device, dtype, threads, best
     )
+    if device == "cpu" and share < _LEAST_SHARE:
+        _logger.warning(
+            "other work left %.0f %% of %d threads to this measurement: the peak may be higher, "
+            "and mfu lower than it is reported",
+            100 * share,
+            threads,
+        )
     return best

@@ -36,7 +36,8 @@ class Throughput(TrainerCallback):
     Args:
         tokens_per_step: tokens of one optimizer step over all processes, on average over an epoch.
         flops_per_token: FLOPs of training on one token, forward and backward.
-        peak_flops_per_s: what the devices of all processes can reach together.
+        peak_flops_per_s: what the devices of all processes can reach together. A rate above it
+            shows that it was measured while other work took the processor: `mfu` is then left out.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Throughput(TrainerCallback):
         self._step_began: float | None = None
         self._steps = 0
         self._seconds = 0.0
+        self._peak_is_refused = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,10 +88,19 @@ class Throughput(TrainerCallback):
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         tokens_per_s = self.tokens_per_step * steps / seconds
-        return {
-            "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": float(f"{tokens_per_s * self.utilization_per_rate:.4g}"),
-        }
+        rates = {"tokens_per_s": round(tokens_per_s, 1)}
+        utilization = float(f"{tokens_per_s * self.utilization_per_rate:.4g}")
+        if utilization <= 1:
+            return rates | {"mfu": utilization}
+
+        if not self._peak_is_refused:
+            self._peak_is_refused = True
+            logger.warning(
+                "no mfu: training is %.4g times as fast as the peak that was measured, so other "
+                "work slowed that measurement down",
+                utilization,
+            )
+        return rates
 
 
 class DerivedMetrics(TrainerCallback):

@@ -174,6 +174,17 @@ def test_a_gpu_is_looked_up_by_name_and_precision(monkeypatch: pytest.MonkeyPatc
     assert peak_flops_per_s("cuda", torch.bfloat16) == 7.0
 
 
+def test_a_busy_machine_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CPU seconds far below threads times seconds are those of a process that had to wait."""
+    waits = iter(range(1000))
+    monkeypatch.setattr(counting.time, "process_time", lambda: 0.01 * next(waits))
+    with caplog.at_level(logging.INFO, logger="hfstack"):
+        counting._measure_peak_flops.__wrapped__("cpu", torch.float32, threads=2)
+    assert "% of 2 threads to this measurement: the peak may be higher" in caplog.text
+
+
 def test_the_cpu_is_measured_once_and_quickly(caplog: pytest.LogCaptureFixture) -> None:
     counting._measure_peak_flops.cache_clear()
     begin = time.process_time()

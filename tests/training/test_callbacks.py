@@ -2,6 +2,7 @@
 NaN."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -56,6 +57,24 @@ def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bench.log(loss=1.0) == {"loss": 1.0, "tokens_per_s": 37.5, "mfu": 0.0375}
     assert bench.log(eval_loss=1.0) == {"eval_loss": 1.0}
     assert throughput.metrics() == {"tokens_per_s": 50.0, "mfu": 0.05}  # 200 tokens in 4 s
+
+
+def test_no_utilisation_above_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peak that was measured on a busy machine is below what training reaches later."""
+    clock = iter([0.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
+    throughput = Throughput(tokens_per_step=100, flops_per_token=28, peak_flops_per_s=2000)
+    bench = Bench(throughput, tmp_path)
+    with caplog.at_level(logging.WARNING, logger="hfstack"):
+        for step in (1, 2):
+            bench.send("on_step_begin")
+            bench.state.global_step = step
+            bench.send("on_step_end")
+            assert bench.log(loss=1.0) == {"loss": 1.0, "tokens_per_s": 100.0}
+    assert caplog.text.count("no mfu: training is 1.4 times as fast as the peak") == 1
+    assert throughput.metrics() == {"tokens_per_s": 100.0}
 
 
 def test_throughput_of_no_step() -> None:
