@@ -4,7 +4,7 @@
     hfstack run explain --model_name_or_path runs/classify --texts "a dull film"
 
 Of a classifier a label's logit is explained, of a reward model the reward of an answer, of a causal
-language model the log-probability of an answer.
+language model the log-probability of an answer, of an embedding model how well two texts match.
 
 reads   such a model; texts, or rows with its columns
 writes  explanations.html and explanations.jsonl in --output_dir
@@ -27,6 +27,12 @@ from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.attributions import Explanation, explain_text
 from hfstack.tasks.classification.attributions_page import explanation_page
 from hfstack.tasks.classification.model import load_trained_classifier
+from hfstack.tasks.retrieval.attributions import (
+    MATCHED,
+    MATCHERS,
+    load_match_explainer,
+    pairs_to_match,
+)
 from hfstack.tasks.rewards.attributions import load_pair_explainer, read_pairs
 
 # What rows of prompts with answers may have.
@@ -40,8 +46,8 @@ class ExplainArgs:
     texts: list[str] = field(default_factory=list)
     """Texts to explain; of a language model or with --answers they are prompts."""
     answers: list[str] = field(default_factory=list)
-    """Answers to --texts, one each: what a reward model scores; a language model answers by itself
-    without.
+    """Answers to --texts, one each: what a reward model scores, or passages to queries; a language
+    model answers by itself without.
     """
     answer_tokens: int = 32
     """Longest answer that a language model gives by itself, in tokens."""
@@ -91,6 +97,12 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
                 *read_pairs(rows_of(explain_args, PAIRS, read)),
             ]
             found = [show(explain(*pair, **settings)) for pair in pairs]
+
+        elif kind in MATCHERS:
+            match = load_match_explainer(model_args, kind)
+            rows = rows_of(explain_args, MATCHED, read)
+            pairs = pairs_to_match(explain_args.texts, explain_args.answers, rows)
+            found = [show(one) for pair in pairs for one in match(*pair, **settings)]
         else:
             model, tokenizer, info = load_trained_classifier(model_args)
             model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]

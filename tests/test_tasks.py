@@ -34,6 +34,7 @@ TINY = {
     "classify": f"{_BRIEF} --load_best_model_at_end false --max_length 32",
     "tag": f"{_BRIEF} --load_best_model_at_end false --max_length 32",
     "answer": f"{_BRIEF} --max_length 48 --stride 8",
+    "embed": f"{_BRIEF} --load_best_model_at_end false --max_length 32",
     "explain": "--tolerance 0.9",
     "sft": f"{_BRIEF_BATCH} --max_length 96 --answer_rows 2 --answer_tokens 4",
     "reward": f"{_BRIEF_BATCH} --max_length 96",
@@ -122,6 +123,15 @@ def write_files(folder: Path) -> None:
         [{"question": f"What is {number}?", "answer": f"It is {number}."} for number in range(24)],
     )
 
+    write_table(
+        folder / "faq.csv",
+        [
+            {"question": f"{sentence} ?", "answer": f"yes , {number} : {sentence}"}
+            for number in range(12)
+            for sentence in SENTENCES[number % 3 :]
+        ],
+    )
+
     tagged = [
         {"tokens": ["Ada", "lived", "in", place], "tags": ["B-person", "O", "O", "B-place"]}
         for place in ("London", "Paris", "Rome", "Oslo", "Bern", "Kyiv")
@@ -180,6 +190,13 @@ def test_from_csv_and_publish(run: Run, tmp_path: Path) -> None:
     card = (tmp_path / "published" / "reviews" / "README.md").read_text()
     assert "license: apache-2.0" in card and "language:" in card
     run_page(run, "publish.md")
+
+
+@pytest.mark.slow
+def test_answer_customers(run: Run, tmp_path: Path) -> None:
+    run_page(run, "answer_customers.md")
+    hits = (tmp_path / "runs/faq_search/results.jsonl").read_text().splitlines()
+    assert [json.loads(hit)["rank"] for hit in hits] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
 from hfstack.models.context import context_length
 from hfstack.models.sequence_head import register_classifier
-from hfstack.publishing.files import TOKENIZER, PublishedKind
+from hfstack.publishing.files import SENTENCE_TRANSFORMERS, TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
 NUMBER_TOLERANCE = 2e-3  # relative: other processors add in another order
@@ -58,6 +58,9 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     if kind.name == "tokenizer":
         return "check_tokens", float(len(tokenizer(_CHECK_TEXT)["input_ids"]))
 
+    if kind.name in SENTENCE_TRANSFORMERS:
+        return _measure_sentences(folder, kind)
+
     # a causal language model: bits per byte of the text
     model = load_published(folder, kind)
     length = min(context_length(model.config) or _LONGEST_TOKENS, _LONGEST_TOKENS)
@@ -80,6 +83,23 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     logits: Any = outputs[0]
     return "check_mean_logit", float(logits.float().abs().mean())
+
+
+def _measure_sentences(folder: Path, kind: PublishedKind) -> tuple[str, float]:
+    """Return the mean size of the text's vector, or a score of the text."""
+    # no other kind needs TRL, which takes seconds to import
+    from trl import ModelConfig
+
+    from hfstack.tasks.retrieval.model import load_embedder, load_reranker
+
+    args = ModelConfig(model_name_or_path=str(folder))
+    if kind.name == "embedding":
+        model = load_embedder(args)
+        vector = model.encode([_CHECK_TEXT], show_progress_bar=False)
+        return "check_mean_embedding", float(abs(vector).mean())
+
+    pair = (_CHECK_TEXT.partition(".")[0], _CHECK_TEXT)
+    return "check_score", float(load_reranker(args).predict([pair], show_progress_bar=False)[0])
 
 
 def load_published(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:

@@ -15,8 +15,9 @@ import transformers
 from hfstack.disk import is_inside, target_of
 from hfstack.errors import CheckpointError
 from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
-from hfstack.models.contents import CLASSIFIER_FILE, ModelKind, identify_model
+from hfstack.models.contents import CLASSIFIER_FILE, MODULES_FILE, ModelKind, identify_model
 from hfstack.runs.model_folder import read_object
+from hfstack.runs.record import MODULE_FOLDERS
 
 CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -38,6 +39,7 @@ _DATASET_SPLITS = ("train", "eval")
 _CORPUS_PARTS = ("raw", "sentiment", "instructions", "chat")  # of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+_MODULE_SUFFIXES = (".json", ".safetensors")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
 
 
@@ -57,9 +59,10 @@ class PublishedKind:
 
     Args:
         name: `causal`, `masked`, `seq2seq`, `reward`, `classifier`, `tagger`, `question answering`,
-            `model`, `tokenizer` or `dataset`.
+            `embedding`, `reranker`, `model`, `tokenizer` or `dataset`.
         repo_type: `model` or `dataset`.
-        auto_class: the class of transformers that loads it, "" for tokenizers and datasets.
+        auto_class: the class of transformers that loads it, or of sentence-transformers; "" for
+            tokenizers and datasets.
         pipeline_tag: the Hub's name of the task, or None.
         adapter: these are LoRA weights on a base model.
         base: where an adapter finds its base, as its adapter_config.json says.
@@ -112,7 +115,13 @@ _BY_KIND: dict[ModelKind, PublishedKind] = {
         pipeline_tag="question-answering",
     ),
     "encoder-decoder": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
+    "embedding model": PublishedKind(
+        "embedding", auto_class="SentenceTransformer", pipeline_tag="sentence-similarity"
+    ),
+    "reranker": PublishedKind("reranker", auto_class="CrossEncoder", pipeline_tag="text-ranking"),
 }
+SENTENCE_TRANSFORMERS = frozenset({"embedding", "reranker"})
+"""Names of the kinds that sentence-transformers loads."""
 _OTHER_MODEL = PublishedKind("model", auto_class="AutoModel")
 
 
@@ -250,6 +259,8 @@ def published_files(
         whole = [CONFIG, GENERATION, WEIGHTS_INDEX]
         names += [*FACTS, *([ADAPTER_CONFIG] if kind.adapter else whole)]
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
+        if kind.name in SENTENCE_TRANSFORMERS:
+            names += _module_files(folder)
         _check_complete(folder, kind, set(names))
 
     found = {name: folder / name for name in sorted(set(names)) if (folder / name).is_file()}
@@ -261,6 +272,13 @@ def published_files(
             "save it there as well"
         )
     return found
+
+
+def _module_files(folder: Path) -> list[str]:
+    """Return what a model of sentence-transformers has beside its transformer."""
+    own = [MODULES_FILE, "config_sentence_transformers.json", "sentence_bert_config.json"]
+    inside = [path for path in folder.glob(MODULE_FOLDERS) if path.suffix in _MODULE_SUFFIXES]
+    return own + [path.relative_to(folder).as_posix() for path in inside]
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:

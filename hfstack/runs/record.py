@@ -32,6 +32,8 @@ from hfstack.runs.record_forms import refuse_odd_record
 logger = get_logger(__name__)
 
 RUN_FILE = "run.json"
+MODULE_FOLDERS = "[0-9]_*/*"
+"""Files of the modules of sentence-transformers, such as 1_Pooling/config.json."""
 SCHEMA = 1
 
 # Settings of where a run writes and how much it logs, not of what it computes: they may differ on
@@ -252,14 +254,17 @@ def _is_changed(path: Path, description: dict[str, Any]) -> bool | None:
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """Return name, size and hash of each top-level file of a finished run."""
+    """Return name, size and hash of each top-level file of a finished run.
+
+    Those of the modules of sentence-transformers, which are part of a model, count as such.
+    """
     paths = [
         path
-        for path in sorted(directory.iterdir())
+        for path in [*sorted(directory.iterdir()), *sorted(directory.glob(MODULE_FOLDERS))]
         if path.is_file() and not path.name.startswith((".", RUN_FILE))
     ]
 
-    return [describe_file(path, path.name) for path in paths]
+    return [describe_file(path, path.relative_to(directory).as_posix()) for path in paths]
 
 
 def changed_output(

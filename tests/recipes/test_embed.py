@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy
@@ -95,6 +96,73 @@ def test_learns_and_loads_by_plain_sentence_transformers(embed, tmp_path: Path) 
     assert best == [line["found"][0] for line in lines]
 
 
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+def test_is_published_with_a_card_whose_code_runs(
+    embed, run_recipe, tmp_path: Path, kind: str, capsys
+) -> None:
+    embed(kind=kind, per_device_eval_batch_size=64)
+    shelf, out = tmp_path / "shelf", tmp_path / "out"
+    run_recipe(
+        *("publish", "--run", out, "--repo", f"file://{shelf}"),
+        *("--output_dir", tmp_path / "published"),
+    )
+    # what plain sentence-transformers needs, and nothing else of the run
+    names = {path.relative_to(shelf).as_posix() for path in shelf.rglob("*") if path.is_file()}
+    assert {"modules.json", "model.safetensors", "publication.json", "README.md"} <= names
+    assert ("1_Pooling/config.json" in names) == (kind == "bi_encoder")
+
+    card = (shelf / "README.md").read_text()
+    assert "library_name: sentence-transformers" in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    capsys.readouterr()
+    exec(code[1], {})  # noqa: S102 - it is the card's own
+    assert ("tensor([[" if kind == "bi_encoder" else "corpus_id") in capsys.readouterr().out
+
+    checked = run_recipe(
+        "verify", "--repo", f"file://{shelf}", "--output_dir", tmp_path / "verified"
+    )
+    assert checked["files"] == len(names) - 1, "all but the list of them"
+
+
+def test_predicts_vectors_and_scores_and_explains_matches(
+    embed, run_recipe, tmp_path: Path
+) -> None:
+    pytest.importorskip("captum")
+    embed(max_steps=20, query_prompt="ask: ")
+    out, rows = tmp_path / "out", make_rows()[:3]
+    path = write(tmp_path / "three.jsonl", rows)
+    run_recipe(
+        *("predict", "--model_name_or_path", out, "--datasets", path),
+        *("--output_dir", tmp_path / "vectors"),
+    )
+    lines = (tmp_path / "vectors" / "predictions.jsonl").read_text().splitlines()
+    vectors = numpy.array([json.loads(line)["embedding"] for line in lines])
+    assert vectors.shape == (3, 32)
+    assert numpy.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-4)
+
+    run_recipe(
+        *("predict", "--model_name_or_path", out, "--datasets", path),
+        *("--text_pair_column", "passage", "--output_dir", tmp_path / "scores"),
+    )
+    lines = (tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()
+    scores = [json.loads(line)["score"] for line in lines]
+
+    metrics = run_recipe(
+        *("explain", "--model_name_or_path", out, "--texts", rows[0]["query"]),
+        *("--answers", rows[0]["passage"], "--tolerance", "0.05"),
+        *("--output_dir", tmp_path / "explained"),
+    )
+    assert metrics["texts"] == 2 and metrics["complete_share"] == 1
+    lines = (tmp_path / "explained" / "explanations.jsonl").read_text().splitlines()
+    of_passage, of_query = map(json.loads, lines)
+    # both add up to the score that predict gives, and no token of the prompt is shown
+    assert of_passage["logit"] == pytest.approx(scores[0], abs=1e-4)
+    assert of_query["logit"] == pytest.approx(scores[0], abs=1e-4)
+    shown = [rows[0]["query"][first:last] for _, first, last, _ in of_query["tokens"]]
+    assert "".join(shown) == rows[0]["query"].replace(" ", "")
+
+
 def test_an_interrupted_training_ends_in_the_same_weights(embed, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -125,7 +193,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(embed, tmp_path: Path)
     [
         {"mini_batch_size": 4, "per_device_train_batch_size": 16},
         {"hard_negatives": 2, "negative_margin": 0.0},
-        {"matryoshka_dims": [16, 8]},
+        {"matryoshka_dims": [16, 8], "bf16": "true"},
         {"pooling": "cls", "use_peft": "true", "lora_r": 4},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -11,7 +11,7 @@ from hfstack.drawing.measures import REINFORCED
 from hfstack.errors import ConfigError
 from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.metrics import count_most_telling, list_results, model_index_results
-from hfstack.publishing.files import PublishedKind
+from hfstack.publishing.files import SENTENCE_TRANSFORMERS, PublishedKind
 from hfstack.publishing.lineage import Chain
 
 _MODEL_INDEX_RESULTS = 10
@@ -45,8 +45,9 @@ def make_metadata(
 
     results = list_results(chain)
     telling = results[: min(count_most_telling(results), _MODEL_INDEX_RESULTS)]
+    library = "sentence-transformers" if kind.name in SENTENCE_TRANSFORMERS else "transformers"
     data = ModelCardData(
-        library_name="peft" if kind.adapter else "transformers",
+        library_name="peft" if kind.adapter else library,
         pipeline_tag=kind.pipeline_tag,
         base_model=base,
         datasets=_hub_datasets(chain) or None,

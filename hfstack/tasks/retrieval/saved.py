@@ -57,7 +57,8 @@ def save_embedder(run: Run, trainer: Any, pairs: Sequence[TextPair]) -> None:
         CheckpointError: what was saved gives other numbers than what was trained.
     """
     save_resumable(trainer)
-    model = trainer.model
+    # in the number format of its weights from here on, as its users compute, not by autocast
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     probes = [(pair.query, pair.passage) for pair in pairs[:_PROBES]]
     trained = read_probes(model, probes)
 
