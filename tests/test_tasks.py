@@ -277,14 +277,6 @@ def test_news(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_headlines(run: Run, tmp_path: Path) -> None:
-    write_news(tmp_path)
-    run_page(run, "headlines.md")
-    row = json.loads((tmp_path / "runs/written/completions.jsonl").read_text())
-    assert row["prompt"] == "Oil prices rise again"
-
-
-@pytest.mark.slow
 def test_poems(run: Run, tmp_path: Path) -> None:
     pieces = [f"SPEAKER {n}:\n{story(2, n).text}" for n in range(60)]
     (tmp_path / "verse.txt").write_text("\n\n".join(pieces))
