@@ -80,7 +80,7 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
     if kind == "chat":
         roles = ("user", "assistant")
         return [{"messages": [{"role": r, "content": f"{r} {n}"} for r in roles]} for n in numbers]
-    if kind == "instructions":
+    if kind in ("instructions", "completions"):  # the second is what a model has answered
         return [{"prompt": f"p {n}", "completion": f"a {n}"} for n in numbers]
     if kind in ("prompts", "problems", "hh_chosen"):
         return [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in numbers]
@@ -97,7 +97,8 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
     if recipe == "classify" and "--text_column" not in flags:
         return [{"text": f"r {n}", "label": n % 3 + 1} for n in numbers]
     if recipe == "classify":
-        return [{"review": f"r {n}", "stars": n % 3 + 1} for n in numbers]
+        label = flags[flags.index("--label_column") + 1] if "--label_column" in flags else "stars"
+        return [{"review": f"r {n}", label: n % 3 + 1} for n in numbers]
     if recipe == "seq2seq":
         source, target = (
             flags[flags.index(f"--{side}_column") + 1] if f"--{side}_column" in flags else side
