@@ -15,6 +15,7 @@ from hfstack.publishing.files import (
     PublishedKind,
     detect_kind,
     make_item,
+    published_files,
     refuse_pickles,
 )
 from hfstack.publishing.folder import folder_of, names_folder
@@ -88,6 +89,10 @@ def check_files(folder: Path, repo: str) -> Publication:
             f"{folder / PUBLICATION} does not list {missing[0]}, which every publication has: it "
             "was shortened"
         )
+    # A list that somebody wrote anew can name what no publication has.
+    refuse_pickles(files, str(folder))
+    if code := next((name for name in files if name.lower().endswith(".py")), None):
+        raise CheckpointError(f"{folder} has {code}: code, which no publication of hfstack has")
     for name, expected in files.items():
         _check_file(folder, name, expected["sha256"])
 
@@ -102,6 +107,9 @@ def check_files(folder: Path, repo: str) -> Publication:
             "added after the publication"
         )
 
+    # what a model cannot do without, also where the list does not name it
+    if publication["kind"] != "dataset":
+        published_files(folder, published_kind(folder, publication), {})
     _check_repo(publication, folder, repo)
     _check_run(publication, folder)
     return publication

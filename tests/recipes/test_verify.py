@@ -90,6 +90,18 @@ def test_what_is_not_what_was_published(run_recipe, publication: Path, tmp_path:
     assert "has modeling.py, which publication.json does not list" in refusal()
     (publication / "modeling.py").unlink()
 
+    # lists that fit the folder, of what no publication has, and without what each model has
+    for name, refused in (("modeling.py", "has modeling.py: code"), ("a.pkl", "can run code")):
+        (publication / name).write_text("print('hello')\n")
+        entry = {"bytes": 15, "sha256": make_item(name, publication / name).sha256}
+        assert refused in refusal(files=values["files"] | {name: entry})
+        (publication / name).unlink()
+    whole = weights.read_bytes()
+    weights.unlink()
+    fewer = {n: e for n, e in values["files"].items() if n != "model.safetensors"}
+    assert "has no safetensors weights" in refusal(files=fewer, check=None)
+    weights.write_bytes(whole)
+
     # another repository, another run, other weights of that run with a list that fits
     assert f"file://{publication} holds a copy of bob/model" in refusal(repo="bob/model")
     assert "has no record of the run 9999" in refusal(run_id="9999")
