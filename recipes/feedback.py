@@ -153,10 +153,10 @@ def leave_each_out(
     pairs = [one for one in judged if one.item.gold is None and len(one.item.answers) == 2]
     found = leave_one_out(labelled_pairs(pairs, list(pair_features(model_args, pairs))), seed=seed)
     columns = ["without", "accuracy", "gain", "gain low", "gain high"]
-    columns += ["own labels agree", "low", "high"]
+    columns += ["own labels agree", "low", "high", "loss of own labels", "loss low", "loss high"]
     rows = [
         [names[one.annotator], *(round(v, 3) for v in (one.accuracy, *one.gain))]
-        + [round(value, 3) for value in one.label_agreement]
+        + [round(value, 3) for value in (*one.label_agreement, *one.label_loss)]
         for one in found
     ]
     run.add_table("leave one annotator out", columns, rows)

@@ -9,7 +9,13 @@ from typing import Any
 from hfstack.runs.record import RunRecord, read_run
 from hfstack.tokens.turns import extract_text
 
-_STAGES = ("feedback", "reward", "ppo", "win_rate")
+# The stages of a round, and what each must have measured.
+_STAGES: dict[str, set[str]] = {
+    "feedback": {"kept"},
+    "reward": set(),
+    "ppo": set(),
+    "win_rate": {"win_rate", "win_rate_low", "win_rate_high"},
+}
 _ROUND_COLUMNS = [
     *("round", "rows", "agreement", "reward accuracy", "proxy reward", "KL"),
     "win rate over the first policy",
@@ -28,7 +34,9 @@ def metrics_by_round(records: Mapping[str, RunRecord]) -> list[dict[str, dict[st
         return {
             stage: record.metrics
             for stage, record in found.items()
-            if record is not None and record.recipe == stage and record.status == "finished"
+            if record is not None
+            and (record.recipe, record.status) == (stage, "finished")
+            and record.metrics.keys() >= _STAGES[stage]
         }
 
     by_round = map(finished, itertools.count(1))

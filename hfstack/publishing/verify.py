@@ -107,11 +107,11 @@ def check_files(folder: Path, repo: str) -> Publication:
             "added after the publication"
         )
 
+    _check_repo(publication, folder, repo)
+    _check_run(publication, folder)
     # what a model cannot do without, also where the list does not name it
     if publication["kind"] != "dataset":
         published_files(folder, published_kind(folder, publication), {})
-    _check_repo(publication, folder, repo)
-    _check_run(publication, folder)
     return publication
 
 

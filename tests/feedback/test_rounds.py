@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hfstack.feedback.rounds import describe_rounds, verdict
+from hfstack.feedback.rounds import describe_rounds, metrics_by_round, verdict
 from hfstack.runs.record import read_run
 from tests.reporting.test_page import write_run
 
@@ -48,6 +49,11 @@ def test_all_rounds_that_have_ended_are_on_the_page(run_recipe: Any, tmp_path: P
     write_round(tmp_path, 1)
     write_round(tmp_path, 2)
     write_round(tmp_path, 3, status="failed")
+    write_round(tmp_path / "halves", 1)
+    write_run(tmp_path / "halves" / "win_rate1", "win_rate", metrics={"win_rate": 0.6})
+    found = {name: read_run(tmp_path / "halves" / name) for name in ("feedback1", "win_rate1")}
+    assert metrics_by_round(found) == [], "a record without its interval is no round"
+    shutil.rmtree(tmp_path / "halves")
     run_recipe("report", "--runs", tmp_path, "--output_dir", tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     found = page[page.index('id="rounds"') : page.index('id="results"')]
