@@ -290,11 +290,11 @@ def require_equal_ends(config: PreTrainedConfig, rows: Iterable[Sequence[int]]) 
     Raises:
         ConfigError: a row holds no end token, or not as many as the others.
     """
-    end: Any = config.eos_token_id
     # the decoder of such a family, kept alone, becomes its encoder-decoder here
     is_such = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     if not config.is_encoder_decoder and not is_such:
         return
+    end: Any = config.eos_token_id
     counts = {list(row).count(end) for row in rows}
     if len(counts) > 1 or 0 in counts:
         found = ", ".join(map(str, sorted(counts)))

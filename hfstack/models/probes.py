@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from hfstack.models.evaluation_mode import evaluation_mode
@@ -67,6 +68,28 @@ def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> 
     if leak > allowed:
         return Measured(leak, allowed)
     return Measured(relative_difference(alone[0], apart[0]), tolerance(model))
+
+
+def padding_changes(model: PreTrainedModel) -> Measured:
+    """Measure how much a row's logits depend on padding to its right.
+
+    Args:
+        model: with a head on tokens or on whole texts, and an attention mask.
+    """
+    row = random_ids(model, 1, _SECOND_TOKENS, seed=1)  # (1, T)
+    mask = torch.ones_like(row)
+    padding_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    padded = pad(row, (0, _PADDING_TOKENS), value=padding_id)  # (1, T + P)
+    shorter = pad(mask, (0, _PADDING_TOKENS))  # (1, T + P)
+
+    with evaluation_mode(model), torch.no_grad():
+        alone = model(input_ids=row, attention_mask=mask)
+        beside = model(input_ids=padded, attention_mask=shorter)
+    name = "logits" if "logits" in alone else "start_logits"
+    one, other = alone[name].float(), beside[name].float()  # (1, C), (1, T) or (1, T, C)
+    if one.shape != other.shape:
+        other = other[:, :_SECOND_TOKENS]
+    return Measured(relative_difference(one, other), tolerance(model))
 
 
 def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0) -> Tensor:

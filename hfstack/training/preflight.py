@@ -10,13 +10,22 @@ from typing import Any, TypeVar
 
 import torch
 from datasets import IterableDataset
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from hfstack.config import examples_to_show
 from hfstack.errors import ConfigError, ExamplesShown
 from hfstack.logs import get_logger
 from hfstack.models.dropout import turn_off_dropout
 from hfstack.models.output_head import without_adapter
+from hfstack.models.probes import padding_changes
+from hfstack.runs.environment import is_sharded
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
     accumulation_keeps_loss,
@@ -41,6 +50,12 @@ TrainerT = TypeVar("TrainerT", bound=Trainer)
 CHECKED_ROWS = 1000
 COMPARED_ROWS = 100_000
 ACCUMULATED_ROWS = 4
+
+_TEXT_HEADS: tuple[Any, ...] = (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+)
 
 NO_SHARED_ROW = "no row in train and eval"
 
@@ -96,6 +111,8 @@ def checked(
     show_progress(trainer)
     if rows and NO_SHARED_ROW not in results:
         _warn_of_shared_rows(train, trainer.eval_dataset)
+    if len({len(row["input_ids"]) for row in rows}) > 1:
+        _warn_of_padding(trainer)
 
     if shown := examples_to_show():
         raise ExamplesShown(first_rows(trainer, tokenizer, shown))
@@ -206,6 +223,30 @@ def _warn_of_shared_rows(train: Any, held_out: Any) -> None:
             "rows",
             shared,
             len(kept),
+        )
+
+
+def _warn_of_padding(trainer: Trainer) -> None:
+    """Warn of an encoder in which padding changes what a row's other tokens give.
+
+    FNet mixes all places, ConvBERT's and Funnel's neighbours reach over the mask.
+    """
+    model = without_adapter(trainer.model)
+    config: Any = getattr(model, "config", None)
+    has_head = any(
+        type(config) in heads and type(model) is heads[type(config)] for heads in _TEXT_HEADS
+    )
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if not (has_head and is_encoder) or is_sharded(trainer.args):
+        return
+
+    figure = padding_changes(model)
+    if not figure.holds:
+        logger.warning(
+            "padding changes what %s reads (its logits by %.2g of the largest): the result of a "
+            "row depends on the longest one of its batch; use another model, or batches of one row",
+            type(model).__name__,
+            figure.value,
         )
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForTokenClassification,
     BartConfig,
     BartForConditionalGeneration,
     MarianConfig,
@@ -102,6 +104,24 @@ def test_a_weight_that_a_family_does_not_save_is_not_trained(tmp_path: Path) -> 
     checked(build(tmp_path, rows(), model=model), WORDS)
     assert not positions.requires_grad
     assert model.model.shared.weight.requires_grad
+
+
+@pytest.mark.parametrize(("family", "warned"), [("fnet", True), ("bert", False)])
+def test_an_encoder_that_reads_padding_is_named(
+    family: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {**SIZES, "vocab_size": 50, "num_labels": 3, "pad_token_id": 0}
+    config = CONFIG_MAPPING[family](**sizes, hidden_dropout_prob=0.0)
+    torch.manual_seed(0)
+    model = AutoModelForTokenClassification.from_config(config)
+    unequal = [
+        {name: values[: 4 + number % 3] for name, values in row.items()}
+        for number, row in enumerate(rows())
+    ]
+    monitored = "padding changes what FNetForTokenClassification reads"
+    with caplog.at_level(logging.WARNING):
+        checked(build(tmp_path, unequal, model=model), WORDS)
+    assert any(monitored in message for message in caplog.messages) == warned
 
 
 class Words:

@@ -136,6 +136,7 @@ DECODERS: dict[str, dict[str, Any]] = {  # where an encoder stands beside the de
     "prophetnet": {"is_decoder": True, "is_encoder_decoder": False},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {"vocab_size": 328},  # its tokenizer adds a token of its own
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gemma4_unified_assistant": {"hidden_size_per_layer_input": 0},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
