@@ -6,7 +6,7 @@ from collections import Counter
 from transformers import __version__
 
 from tests.zoo.cells import CELLS, Cell
-from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER
+from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER, families
 from tests.zoo.properties import PROPERTIES
 
 BUILD = "build"
@@ -92,7 +92,7 @@ def _section(kind: str, cells: list[Cell]) -> list[str]:
     columns = [name for name in names if any(name in found for found in built.values())]
 
     introduction = _KINDS[kind].format(
-        built=len(built), families=len(by_family), counts="\n".join(_counts(columns, built))
+        built=len(built), families=len(families(kind)), counts="\n".join(_counts(columns, built))
     )
     lines = [introduction, f"| family | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for family, found in sorted(built.items()):
