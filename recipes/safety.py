@@ -8,7 +8,7 @@ writes  judged_answers.jsonl (each answer with what was found in it) and run.jso
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from trl import ModelConfig
@@ -117,8 +117,7 @@ def main(
                 args.toxicity_classifier, args.toxicity_label, device=device, with_prompt=False
             )
         tokenizer = load_tokenizer(model_args)
-        loaded: Any = load_causal_lm(model_args, tokenizer)
-        model = loaded.to(device).eval()
+        model = cast(Any, load_causal_lm(model_args, tokenizer)).to(device).eval()
         prompt_format = find_prompt_format(name, tokenizer)
         if prompt_format.kind == "chat":
             stop_at_end_of_turn(model, tokenizer)
