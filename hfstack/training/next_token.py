@@ -202,7 +202,7 @@ def _refuse_reading_ahead(model: Any) -> None:
 
 
 def _uses_own_loss(trainer: Trainer, model: Any) -> bool:
-    """Return whether the loss is the one that the model's class computes of its labels."""
+    """Return whether the loss is the one that the model's class computes."""
     replaced = type(trainer).compute_loss is not Trainer.compute_loss
     own = hasattr(model.forward, LOSS_OF_ITS_OWN)
     return not replaced and not own and trainer.compute_loss_func is None
