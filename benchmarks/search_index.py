@@ -13,6 +13,7 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -79,7 +80,7 @@ def mean_of_tokens(model: SentenceTransformer):
     table = model.transformers_model.get_input_embeddings().weight.detach()  # pyright: ignore
     centre = table.mean(0)
 
-    def embed(texts: list[str]) -> numpy.ndarray:
+    def embed(texts: Sequence[str]) -> numpy.ndarray:
         batch = model.tokenizer(
             list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt"
         )

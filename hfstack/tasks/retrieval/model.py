@@ -134,7 +134,9 @@ def load_reranker(
     """
     library = import_library("sentence_transformers")
     name = require_model_name(args)
-    bodies = [kind for kind in _BODIES if "causal" not in kind] if new_head else []
+    bodies: list[ModelKind] = []
+    if new_head:
+        bodies = [kind for kind in _BODIES if kind != "causal language model"]
     _check_base(args, (RERANKER, *bodies))
     try:
         model = library.CrossEncoder(
