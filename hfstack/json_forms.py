@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def read_json(content: bytes) -> Any:
         return json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """Return objects without keys of null, which Arrow adds for keys of other rows."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def find_misfit(value: Any, hint: Any, name: str = "") -> str | None:

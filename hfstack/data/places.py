@@ -10,6 +10,7 @@ from hfstack.data.reading.formats import read_file
 from hfstack.data.reading.layouts import Purpose, standard_rows
 from hfstack.data.sources import Source
 from hfstack.errors import DataError
+from hfstack.json_forms import without_nulls
 
 RowProblem = tuple[str, int, str]
 """The split, the number of the row in it from 1, and what is wrong."""
@@ -119,14 +120,7 @@ def _as_text(value: Any) -> str:
             return str(value).strip()
     if value is None:
         return ""
-    return json.dumps(_without_nulls(value), ensure_ascii=False, default=str, sort_keys=True)
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a value without the null keys that tables add to objects of a column."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+    return json.dumps(without_nulls(value), ensure_ascii=False, default=str, sort_keys=True)
 
 
 class RefusedRows(DataError):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfstack.errors import DataError
+from hfstack.json_forms import without_nulls
 
 Turn = dict[str, Any]
 
@@ -95,7 +96,7 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
     for tool in tools:
         if not isinstance(tool, dict) or not (tool.get("name") or tool.get("function")):
             raise DataError(f"a tool is a JSON schema with a name, got {str(tool)[:60]!r}")
-    return [_without_nulls(_as_function(tool)) for tool in tools]
+    return [without_nulls(_as_function(tool)) for tool in tools]
 
 
 def columns_beside(rows: Mapping[str, Any] | Any, names: Sequence[str]) -> dict[str, str]:
@@ -242,11 +243,11 @@ def _read_calls(calls: Any) -> list[dict[str, Any]]:
 
     read = []
     for call in map(_as_function, found):
-        function = _without_nulls(call["function"])
+        function = without_nulls(call["function"])
         if not isinstance(function, dict) or not function.get("name"):
             raise DataError(f"a tool call without a name: {json.dumps(call, default=str)[:60]}")
         arguments = _from_json(function.get("arguments", {}))
-        read.append(_without_nulls(call) | {"function": function | {"arguments": arguments}})
+        read.append(without_nulls(call) | {"function": function | {"arguments": arguments}})
     return read
 
 
@@ -273,12 +274,3 @@ def _from_json(value: Any) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return objects without keys of null, which Arrow adds for keys of other rows."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -159,7 +159,7 @@ def integrate_gradients(
     *,
     steps: int,
     tolerance: float,
-    most_steps: int,
+    most_steps: int = 512,
 ) -> Integrated:
     """Return the attributions of a number along the path between two embeddings.
 

@@ -29,8 +29,6 @@ MATCHED = ("query", "passage")
 """Columns of rows to explain."""
 MATCHERS: tuple[ModelKind, ...] = (EMBEDDER, "reranker")
 
-_MOST_STEPS = 512
-
 Explain = Callable[..., list[Explanation]]
 """Takes a query, a passage, `steps` and `tolerance`; returns what is shown of the pair."""
 
@@ -95,9 +93,7 @@ def explain_match(
         with torch.no_grad():
             whole, empty = embed(ids).detach(), embed(neutral).detach()  # (1, T, H)
 
-        each = integrate_gradients(
-            score, whole, empty, steps=steps, tolerance=tolerance, most_steps=_MOST_STEPS
-        )
+        each = integrate_gradients(score, whole, empty, steps=steps, tolerance=tolerance)
         places = [(i, place) for i, place in enumerate(where) if not special[0, i]]
         found.append(each.explain((text,), places, label=label, probability=None))
     return found

@@ -32,8 +32,6 @@ from hfstack.tasks.preferences.rows import Text
 from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 
-_MOST_STEPS = 512
-
 
 def explain_reward(
     model: Any,
@@ -66,9 +64,7 @@ def explain_reward(
         return hidden[:, 0]  # (S,)
 
     whole, empty = _embed(model, tokenizer, tokens, special)
-    found = integrate_gradients(
-        reward, whole, empty, steps=steps, tolerance=tolerance, most_steps=_MOST_STEPS
-    )
+    found = integrate_gradients(reward, whole, empty, steps=steps, tolerance=tolerance)
     texts, places = _places(tokenizer, ids, end)
     shown = [(i, place) for i, place in enumerate(places) if not special[i]]
     return found.explain(texts, shown, label="reward")
@@ -111,9 +107,7 @@ def explain_answer(
         return logits.log_softmax(-1).gather(-1, wanted).sum((1, 2))  # (S,)
 
     whole, empty = _embed(model, tokenizer, tokens, special)
-    found = integrate_gradients(
-        log_probability, whole, empty, steps=steps, tolerance=tolerance, most_steps=_MOST_STEPS
-    )
+    found = integrate_gradients(log_probability, whole, empty, steps=steps, tolerance=tolerance)
     texts, places = _places(tokenizer, ids, end)
     shown = [(i, place) for i, place in enumerate(places) if not special[i]]
     return found.explain(texts, shown, label="log-probability of the answer")
