@@ -7,9 +7,12 @@ keys that were given beside them. Sources:
     messages            OpenAI and Hugging Face: {role, content}, content as text or in parts
     ShareGPT            {from, value} with human, gpt, function_call, observation
     weights             OpenAI's `weight`, axolotl's `train`, ms-swift's `loss`
+    cells of tables     JSON text, or what Python prints, as pandas writes lists into CSV
 """
 
+import ast
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,14 +32,22 @@ _ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
     "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
+    **{name: name for name in ("system", "developer", "user", "assistant", "tool")},
 }
+_CALLS = ("function_call", "tool_call")  # turns whose text is a call: ShareGPT, ms-swift
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_SWITCHES = ("train", "loss")  # true or false, where OpenAI writes a weight of 1 or 0
+# true or false, or 1 or 0, where OpenAI has a weight
+_SWITCHES = ("train", "training", "train_on_turn", "loss")
 
 # keys that are read here; templates read others, such as `name` and `tool_call_id`
 _READ_KEYS = {
@@ -52,11 +63,13 @@ def read_turns(value: Any, role: str) -> list[Turn]:
         DataError: what is wrong, without its place: a turn without a role, content that is no text.
     """
     if isinstance(value, str) and is_conversation(value):
-        value = json.loads(value)
+        value = _from_json(value)
     if isinstance(value, str) or value is None:
         value = {"role": role, "content": value}
     if isinstance(value, dict):
         return [_read_turn(value)]
+    if not isinstance(value, list):
+        raise DataError(f"neither text nor a list of turns: {value!r}; write numbers as text")
     return [_read_turn(turn) for turn in value]
 
 
@@ -71,7 +84,7 @@ def extract_text(prompt_or_completion: Any) -> str:
 
 
 def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of turns, or JSON text of one."""
+    """Return whether a value is a list of turns, or text of one as JSON or Python write it."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _from_json(value)
     return isinstance(value, list) and all(
@@ -178,7 +191,9 @@ def _read_turn(turn: Any) -> Turn:
     if not isinstance(name, str):
         raise DataError(f"a turn without a role: {json.dumps(given, default=str)[:60]}")
 
-    result: Turn = {"role": _ROLES.get(name, name), "content": ""}
+    # some sources write roles in capitals, which templates would print as names of their own
+    known = name.strip().casefold()
+    result: Turn = {"role": _ROLES.get(known, name), "content": ""}
     content = given.get("content", given.get("value"))
     if content is None and result["role"] != "assistant":
         raise DataError(f"a turn of {result['role']} without content")
@@ -191,7 +206,7 @@ def _read_turn(turn: Any) -> Turn:
 
     # ShareGPT's calls are the text of a turn of their own
     calls = given.get("tool_calls", given.get("function_call"))
-    if name == "function_call" and not calls:
+    if known in _CALLS and not calls:
         calls, result["content"] = text, ""
     if calls:
         result["tool_calls"] = _read_calls(calls)
@@ -199,7 +214,7 @@ def _read_turn(turn: Any) -> Turn:
     if result["role"] == "assistant" and _read_weight(given) == 0:
         result["weight"] = 0
 
-    unread = _READ_KEYS | {key for key in _SWITCHES if isinstance(given.get(key), bool)}
+    unread = _READ_KEYS | {key for key in _SWITCHES if _is_switch(given.get(key))}
     return result | {key: value for key, value in given.items() if key not in unread}
 
 
@@ -256,7 +271,13 @@ def _read_weight(turn: Turn) -> int:
     weight = turn.get("weight", 1)
     if weight not in (0, 1):
         raise DataError(f"weight {weight!r} of a turn: only 0 and 1 can be trained")
-    return 0 if any(turn.get(key) is False for key in _SWITCHES) else int(weight)
+    off = any(_is_switch(turn.get(key)) and not turn[key] for key in _SWITCHES)
+    return 0 if off else int(weight)
+
+
+def _is_switch(value: Any) -> bool:
+    """Return whether a value says yes or no; a loss of 1.5 does not."""
+    return isinstance(value, int) and value in (0, 1)
 
 
 def _as_function(schema: dict[str, Any]) -> dict[str, Any]:
@@ -267,10 +288,20 @@ def _as_function(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(value: Any) -> Any:
-    """Return what JSON text holds; anything else, and text that is not JSON, as it is."""
+    """Return what text of JSON or of Python's objects holds; anything else as it is."""
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
         return json.loads(value)
     except ValueError:
+        pass
+
+    # pandas writes a list of turns into a cell as Python prints it, in single quotes
+    text = value.strip()
+    if text[0] not in "[{" or text[-1] not in "]}":
+        return value
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of backslashes within the texts
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value

@@ -55,6 +55,26 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
             {"role": "assistant", "content": "a", "train": False},
             {"role": "assistant", "content": "a", "weight": 0},
         ),
+        ({"role": "USER", "content": "a"}, {"role": "user", "content": "a"}),
+        ({"from": "AI ", "value": "a"}, {"role": "assistant", "content": "a"}),
+        ({"role": "critic", "content": "a"}, {"role": "critic", "content": "a"}),
+        (
+            {"role": "tool_call", "content": '{"name": "add", "arguments": "{\\"a\\": 1}"}'},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        ),
+        ({"role": "tool_response", "content": "3"}, {"role": "tool", "content": "3"}),
+        (
+            {"role": "assistant", "content": "a", "train": 0},
+            {"role": "assistant", "content": "a", "weight": 0},
+        ),
+        (
+            {"role": "Assistant", "content": "a", "training": False},
+            {"role": "assistant", "content": "a", "weight": 0},
+        ),
+        (
+            {"role": "assistant", "content": "a", "loss": 1, "train_on_turn": True},
+            {"role": "assistant", "content": "a"},
+        ),
         # the weight of what is never learned says nothing, and a number is no switch
         ({"role": "user", "content": "a", "weight": 0}, {"role": "user", "content": "a"}),
         (
@@ -89,6 +109,16 @@ def test_conversations_may_be_json_text() -> None:
     text = '[{"from": "human", "value": "Hi"}]'
     assert is_conversation(text) and not is_conversation("[1, 2]") and not is_conversation("Hi [")
     assert read_turns(text, "user") == [{"role": "user", "content": "Hi"}]
+
+    # as pandas writes a list into a cell: \d is no escape, and None is no content
+    cell = r"""[{'role': 'user', 'content': "it's \d"}, {'role': 'assistant', 'content': None}]"""
+    assert is_conversation(cell) and not is_conversation("[{'role': 'user'} {'role': 'user'}]")
+    assert read_turns(cell, "user") == [
+        {"role": "user", "content": r"it's \d"},
+        {"role": "assistant", "content": ""},
+    ]
+    with pytest.raises(DataError, match="neither text nor a list of turns: 4"):
+        read_turns(4, "assistant")
 
 
 def test_tools_are_schemas() -> None:

@@ -104,6 +104,11 @@ def detect_format(rows: Dataset, columns: Columns) -> RowFormat:
     if name := _text_or_turns(found, columns):
         value = rows[0][name]
         is_text = isinstance(value, str) and not is_conversation(value)
+        if is_text and name in _CONVERSATION_NAMES and value.lstrip().startswith("[{"):
+            raise DataError(
+                f"the column {name!r} holds text that begins as a list of turns and is none: "
+                f"{value[:60]!r}; write it as JSON, which tables keep whole"
+            )
         return "text" if is_text else "messages"
 
     flags = _suggest_flags(found) or ["--prompt_column", "and", "--completion_column"]
@@ -249,7 +254,15 @@ def _with_context(row: dict[str, Any], columns: Columns) -> Any:
 
 
 def _read_history(value: Any) -> list[Turn]:
-    """Return the turns of earlier questions and answers, a list of pairs of texts."""
+    """Return the turns of earlier questions and answers: pairs of texts, or turns."""
+    if isinstance(value, str) and value.strip():  # a cell of a table
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise DataError(f"history is text that is no JSON: {value[:60]!r}") from None
+    if is_conversation(value):
+        return read_turns(value or [], "user")
+
     turns: list[Turn] = []
     for pair in value or []:
         if not isinstance(pair, list) or len(pair) != 2:

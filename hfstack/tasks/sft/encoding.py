@@ -158,6 +158,10 @@ def encode_row(
     if "messages" in row:
         return _encode_conversation(row, tokenizer, assistant_only, completion_only)
 
+    for name in ("text", "prompt", "completion"):
+        if isinstance(row.get(name), int | float):  # a column of a table that holds numbers alone
+            return [], [], f"{name} is {row[name]!r}, not text; write numbers as text in a .jsonl"
+
     text = row["text"] if "text" in row else row["completion"]
     if not isinstance(text, str) or not text.strip():
         return [], [], "empty text" if "text" in row else "empty completion"

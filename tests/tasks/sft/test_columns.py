@@ -67,3 +67,29 @@ def test_columns_beside_the_turns_are_read_or_named(caplog: pytest.LogCaptureFix
     assert converted(plain, as_chat=False) == {"prompt": "Hi", "completion": "Hello."}
     assert "the columns system are not read: only conversations" in caplog.text
     assert detect_format(Dataset.from_list([{"text": json.dumps(turns)}]), Columns()) == "messages"
+
+
+def test_cells_of_tables_are_conversations_or_refused() -> None:
+    turns = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "so"}]
+    for cell in (json.dumps(turns), repr(turns)):  # repr is what pandas writes
+        assert json.loads(converted({"messages": cell})["messages"]) == turns
+
+    # numpy leaves the commas out, and a plain text of this is no conversation
+    with pytest.raises(DataError, match=r"'messages' holds text that begins as a list of turns"):
+        converted({"messages": repr(turns).replace("}, {", "}\n {")})
+
+    row = {"prompt": "2 + 2", "completion": 4}
+    assert "neither text nor a list of turns: 4" in converted(row)["problem"]
+    assert converted(row, as_chat=False) == row
+
+
+def test_a_history_is_pairs_or_turns_also_in_a_cell() -> None:
+    before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    row = {"prompt": "Where?", "completion": "Here."}
+    for history in ([["Hi", "Hello."]], '[["Hi", "Hello."]]', before, json.dumps(before)):
+        found = converted(row | {"history": history})
+        assert json.loads(found["messages"])[:2] == before
+        assert (found["prompt_turns"], found["history"]) == (3, True)
+
+    assert converted(row | {"history": "[]"})["prompt_turns"] == 1
+    assert "history is text that is no JSON" in converted(row | {"history": "Hi; Hello"})["problem"]
