@@ -84,7 +84,7 @@ def extract_text(prompt_or_completion: Any) -> str:
 
 
 def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of turns, or text of one as JSON or Python write it."""
+    """Return whether a value is a list of turns, or text that holds one."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _from_json(value)
     return isinstance(value, list) and all(
@@ -276,7 +276,7 @@ def _read_weight(turn: Turn) -> int:
 
 
 def _is_switch(value: Any) -> bool:
-    """Return whether a value says yes or no; a loss of 1.5 does not."""
+    """Return whether a value says yes or no, which a loss of 1.5 does not."""
     return isinstance(value, int) and value in (0, 1)
 
 
