@@ -18,7 +18,7 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
-from hfstack.data.places import rows_by_line
+from hfstack.data.places import RowProblem, rows_by_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, SourceLog, describe_roles, load_mixture
 from hfstack.data.splitting import Splits, drop_overlap, hold_out
@@ -35,15 +35,13 @@ from hfstack.tasks.preferences.rows import (
     columns_read,
     find_columns_beside,
     kind_of,
-    normal,
-    pair_texts,
     parts_early,
-    problem_of_answer,
+    read_pair,
     read_row,
-    refused,
-    scored_by_prompt,
+    settle_bad_rows,
     turns_of,
 )
+from hfstack.tasks.preferences.scored import scored_by_prompt
 
 logger = get_logger(__name__)
 
@@ -181,8 +179,7 @@ def to_pairs(
 
     Args:
         counts: filled with what was counted.
-        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an
-            error.
+        bad: receives {"row", "fault"} of rows that cannot be used; without it they are an error.
         row_counts: gets the names of the columns.
 
     Raises:
@@ -195,29 +192,19 @@ def to_pairs(
     if kind == "pairs":
         rows = list(rows)
         beside = find_columns_beside(rows, args, row_counts)
+        problems: list[RowProblem] = []
         for number, given in enumerate(rows, 1):
             counts.rows += 1
-            row, unreadable = read_row(given, args, beside)
-            if refused(number, given, unreadable, counts, bad):
+            row, problem = read_row(given, args, beside)
+            pair, problem = read_pair(row, args) if problem is None else ({}, problem)
+            if problem is not None:
+                problems.append(("preference", number, problem))
                 continue
-            prompt, chosen, rejected = pair_texts(row, args)
-            problem = problem_of_answer(chosen, args.chosen_column)
-            problem = problem or problem_of_answer(rejected, args.rejected_column)
-            if problem is None and not isinstance(prompt, str | list):
-                problem = f"{args.prompt_column} is {'null' if prompt is None else 'no text'}"
-            if problem is None and answer_text(chosen) == answer_text(rejected):
-                problem = (
-                    f"{args.chosen_column} and {args.rejected_column} are the same: "
-                    f"{answer_text(chosen)[:60]!r}"
-                )
 
             # as text, so that equal pairs are one key whatever their form
-            if not refused(number, given, problem, counts, bad):
-                assert prompt is not None
-                tools = {"tools": row["tools"]} if "tools" in row else {}
-                pair = normal(prompt, chosen, rejected, args) | tools
-                counts.parted_early += parts_early(pair)
-                pairs[_pack(pair)] += 1
+            counts.parted_early += parts_early(pair)
+            pairs[_pack(pair)] += 1
+        settle_bad_rows(problems, rows, counts, bad)
     else:
         scored = scored_by_prompt(kind, rows, args, counts, bad, row_counts=row_counts)
         for pair in _pairs_of_scored(scored, args, counts):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hfstack.data.places import RefusedRows
+from hfstack.data.places import RowProblem, refuse_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
@@ -340,7 +340,11 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
             return prompt, chosen, rejected
         before = turns_of(prompt, "user")
     else:
-        before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
+        # the prompt may end with turns that the answers begin with, as without its system turn
+        before = prompt if isinstance(prompt, list) else []
+        repeated = range(min(len(before), shared), -1, -1)
+        both = next(n for n in repeated if before[len(before) - n :] == chosen[:n])
+        before = before[: len(before) - both]
     return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
 
 
@@ -381,86 +385,78 @@ def problem_of_answer(value: Any, column: str) -> str | None:
     return None if answer_text(value).strip() else f"{column} is empty"
 
 
-def refused(
-    number: int,
-    row: Any,
-    problem: str | None,
-    counts: PreferenceCounts,
-    bad: list[dict[str, Any]] | None,
-) -> bool:
-    """Return whether a row has a problem; raise it when bad rows are not collected."""
-    if problem is None:
-        return False
+def read_pair(row: Any, args: PreferenceArgs) -> tuple[dict[str, Any], str | None]:
+    """Return prompt, chosen, rejected and tools of a row, and its problem or None."""
+    prompt, chosen, rejected = pair_texts(row, args)
+    problem = problem_of_answer(chosen, args.chosen_column)
+    problem = problem or problem_of_answer(rejected, args.rejected_column)
+    problem = problem or problem_of_prompt(row, prompt, chosen, args)
+    if problem is not None:
+        return {}, problem
 
-    if bad is None:
-        advice = "fix or remove it, or set --on_bad_row skip"
-        raise RefusedRows([("preference", number, problem)], advice)
-
-    counts.bad_rows += 1
-    bad.append({"row": dict(row), "fault": problem})
-    return True
+    if answer_text(chosen) == answer_text(rejected):
+        sides = f"{args.chosen_column} and {args.rejected_column}"
+        return {}, f"{sides} are the same: {answer_text(chosen)[:60]!r}"
+    tools = {"tools": row["tools"]} if "tools" in row else {}
+    return normal(prompt, chosen, rejected, args) | tools, None
 
 
-def scored_by_prompt(
-    kind: str,
-    rows: Iterable[Any],
-    args: PreferenceArgs,
-    counts: PreferenceCounts,
-    bad: list[dict[str, Any]] | None,
-    *,
-    row_counts: RowCounts | None = None,
-) -> dict[str, list[tuple[Text, float]]]:
-    """Return answers with their scores, in the order of the file.
+def problem_of_prompt(row: Any, prompt: Any, chosen: Any, args: PreferenceArgs) -> str | None:
+    """Return what is wrong with the prompt of a pair, or None.
 
-    Keys are JSON text of {prompt}, with `tools` where the rows have any.
+    Args:
+        row: as `read_row` returns it.
+        prompt: of `pair_texts`, as is `chosen`.
+        chosen: the turns behind the prompt, or text.
     """
-    rows = list(rows)
-    beside = find_columns_beside(rows, args, row_counts)
-    scored: dict[str, list[tuple[Text, float]]] = {}
-    for number, given in enumerate(rows, 1):
-        counts.rows += 1
-        row, unreadable = read_row(given, args, beside)
-        if refused(number, given, unreadable, counts, bad):
-            continue
-        prompt = row[args.prompt_column]
-        answers, scores = _answers_and_scores(kind, row, args)
-        # an empty prompt is one: texts that begin from nothing can be compared too
-        problem = problem_of_answer(prompt, args.prompt_column) if prompt != "" else None
-        column = args.completions_column if len(answers) != 1 else args.completion_column
-        if len(answers) != len(scores):
-            problem = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
+    if not isinstance(prompt, str | list):
+        return f"{args.prompt_column} is {'null' if prompt is None else 'no text'}"
+    if isinstance(prompt, str):
+        return None
 
-        for answer, score in zip(answers, scores, strict=False):
-            problem = problem or problem_of_answer(answer, column)
-            if problem is None and not isinstance(score, int | float):
-                problem = f"a score must be a number (or true, false), got {score!r}"
-            if problem is None and kind == "thumbs" and score not in (0, 1):
-                problem = f"{args.label_column} is {score!r}, no thumb: write true or false"
+    if not prompt and isinstance(chosen, list) and chosen[0].get("role") != "assistant":
+        return (
+            f"{args.chosen_column} and {args.rejected_column} begin with different turns, and so "
+            "answer different prompts"
+        )
+    roles = [turn.get("role") for turn in prompt]
+    given = row.get(args.prompt_column)
+    if isinstance(given, list) and len(prompt) > len(given) and roles[len(given) - 1] == "user":
+        if roles[len(given)] == "user":
+            return f"{args.chosen_column} begins with another turn than {args.prompt_column} ends"
+        return None
 
-        if refused(number, given, problem, counts, bad):
-            continue
-
-        plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
-        if args.conversational or not plain:
-            prompt = turns_of(prompt, "user")
-            answers = [turns_of(answer, "assistant") for answer in answers]
-
-        asked = {"prompt": prompt} | ({"tools": row["tools"]} if "tools" in row else {})
-        answers_so_far = scored.setdefault(json.dumps(asked, ensure_ascii=False), [])
-        answers_so_far += zip(answers, map(float, scores), strict=True)
-
-    return scored
+    # beside whole conversations the prompt may be text: any of their turns, or all in one
+    if not isinstance(given, str) or not given.strip():
+        return None
+    asked = " ".join(given.split())
+    turns = [" ".join(answer_text([turn]).split()) for turn in prompt]
+    if asked in " ".join(turns) or any(text and text in asked for text in turns):
+        return None
+    return f"{args.prompt_column} is {given[:60]!r}, which the turns of the answers do not hold"
 
 
-def _answers_and_scores(kind: str, row: Any, args: PreferenceArgs) -> tuple[list[Any], list[Any]]:
-    if kind == "ratings":
-        return [row[args.completion_column]], [row[args.rating_column]]
-    if kind == "thumbs":
-        return [row[args.completion_column]], [row[args.label_column]]
-    answers = list(row[args.completions_column] or [])
+def settle_bad_rows(
+    problems: Sequence[RowProblem],
+    rows: Sequence[Any],
+    counts: PreferenceCounts,
+    bad: list[dict[str, Any]] | None,
+) -> None:
+    """Collect the rows that have a problem, or raise where they are not collected.
 
-    if kind == "rankings":
-        ranks = list(row[args.ranks_column] or [])
-        return answers, [-rank if isinstance(rank, int | float) else rank for rank in ranks]
+    Args:
+        problems: with the numbers of rows, from 1.
+        rows: all rows as they were given.
+        counts: counts the bad ones.
+        bad: receives {"row", "fault"}; None to raise.
 
-    return answers, list(row[args.rating_column] or [])
+    Raises:
+        RefusedRows: naming the first five.
+    """
+    if bad is None:
+        which = "it" if len(problems) == 1 else "them"
+        refuse_rows(problems, f"fix or remove {which}, or set --on_bad_row skip")
+        return
+
+    counts.bad_rows += len(problems)
+    bad += [{"row": dict(rows[number - 1]), "fault": fault} for _, number, fault in problems]

@@ -196,6 +196,67 @@ def test_faults_stop_or_are_collected():
         to_pairs([])
 
 
+def test_bad_rows_are_named_together_by_file_and_line(tmp_path: Path):
+    rows = [pair(f"p{number}", "x", "x" if number % 2 else "y") for number in range(14)]
+    source = write(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        load_preferences(DataArgs([source], eval_fraction=0), PreferenceArgs())
+    message = str(caught.value)
+    assert message.startswith("7 rows cannot be used, first: ")
+    lines = [f"train.jsonl line {line}: chosen and rejected" for line in (2, 4, 6, 8, 10)]
+    assert all(line in message for line in lines) and "line 12:" not in message
+
+    rated = [{"prompt": "a", "completion": "x", "label": label} for label in ("good", 2, True)]
+    with pytest.raises(
+        DataError, match=r"2 rows .*label is 'good', no thumb.*label is 2, no thumb"
+    ):
+        to_labels(rated)
+
+
+def test_a_prompt_beside_whole_conversations_is_theirs():
+    system, asked = turn("system", "Be kind."), turn("user", "hi")
+    good, bad = turn("assistant", "a"), turn("assistant", "b")
+    chosen, rejected = [asked, good], [asked, bad]
+    read = {"chosen": [good], "rejected": [bad]}
+
+    # the question stands in both, and is asked once
+    for prompt, expected in (
+        ([system, asked], [system, asked]),
+        ([asked], [asked]),
+        ([system], [system, asked]),
+        ("hi", [asked]),
+        ("Human: hi", [asked]),
+        ([turn("user", "ho"), turn("assistant", "hey")], None),
+    ):
+        expected = expected or [turn("user", "ho"), turn("assistant", "hey"), asked]
+        assert to_pairs([pair(prompt, chosen, rejected)]) == [{"prompt": expected, **read}]
+
+    for prompt, problem in (
+        ("Where?", "prompt is 'Where\\?', which the turns of the answers do not hold"),
+        ([turn("user", "Where?")], "chosen begins with another turn than prompt ends"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            to_pairs([pair(prompt, chosen, rejected)])
+
+    # answers of different questions are no preference
+    other = [turn("user", "ho"), bad]
+    for begun in (chosen, [system, *chosen]):
+        with pytest.raises(DataError, match="chosen and rejected begin with different turns"):
+            to_pairs([{"chosen": begun, "rejected": other}])
+
+
+def test_tables_hold_thumbs_and_turns_as_text():
+    rows = [
+        {"prompt": "a", "completion": text, "label": label}
+        for text, label in (("x", "True"), ("y", "FALSE "), ("z", "1"), ("w", "0"))
+    ]
+    assert [row["label"] for row in to_labels(rows)] == [True, False, True, False]
+
+    sides = [[turn("user", "hi"), turn("assistant", text)] for text in "xy"]
+    written = {"chosen": repr(sides[0]), "rejected": repr(sides[1])}  # as pandas writes them
+    assert to_pairs([written]) == to_pairs([{"chosen": sides[0], "rejected": sides[1]}])
+
+
 def test_other_column_names_are_told_with_their_flags():
     rows = [{"question": "a", "good": "x", "bad": "y"}]
     with pytest.raises(DataError) as caught:
