@@ -98,7 +98,7 @@ def main(
         tokenizer = distillation.load_student_tokenizer(
             model_args, distill_args, args.tokenizer_name_or_path
         )
-        model: Any = loading.load_causal_lm(model_args, tokenizer, new_head=True)
+        model: Any = distillation.load_student(distill_args, model_args, tokenizer)
         fine_tuning.check_sft_settings(training_args, model, rows)
         chat = "messages" in rows["train"].column_names
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=True)

@@ -51,6 +51,11 @@ KINDS = {
     "encoder-decoder": {"architectures": ["T5ForConditionalGeneration"]},
     "model without a head": {"architectures": ["BertModel"]},
 }
+# Folders of sentence-transformers: one of these, with modules.json beside it.
+OF_SENTENCE_TRANSFORMERS = {
+    "embedding model": KINDS["model without a head"],
+    "reranker": KINDS["reward model"],
+}
 TASKS = {
     "causal language model": "CAUSAL_LM",
     "sequence classifier": "SEQ_CLS",
@@ -153,6 +158,26 @@ def test_each_recipe_takes_its_kinds_and_names_the_others(
         assert (refused in str(error)) == (kind not in taken)
     else:
         assert kind in taken
+
+
+@pytest.mark.parametrize("kind", OF_SENTENCE_TRANSFORMERS)
+@pytest.mark.parametrize("door", DOORS)
+def test_each_recipe_names_a_model_of_sentence_transformers(
+    door: str, kind: str, tmp_path: Path
+) -> None:
+    config = OF_SENTENCE_TRANSFORMERS[kind]
+    folder = write_json(tmp_path / "config.json", config)
+    (folder / "modules.json").write_text("[]")
+    call, taken = DOORS[door]
+    # what embeds is a model without a head, on which one can be trained; a reranker is no reward
+    is_taken = kind == "embedding model" and "model without a head" in taken
+    try:
+        call(folder)
+    except CheckpointError as error:  # no weights here: what is taken fails later
+        evidence = f"{config['architectures'][0]} with modules.json, from {folder}"
+        assert (f"{kind} ({evidence}), but " in str(error)) == (not is_taken)
+    else:
+        assert is_taken
 
 
 @pytest.mark.parametrize("kind", TASKS)

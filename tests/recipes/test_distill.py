@@ -191,6 +191,25 @@ def test_an_adapter_and_a_new_architecture_learn(distill, inputs: Path, tmp_path
     assert weights(tmp_path / "new")["model.embed_tokens.weight"].shape[1] == 16
 
 
+def test_a_student_begins_with_layers_of_its_teacher(distill, inputs, tmp_path: Path) -> None:
+    teacher = inputs / "teacher"
+    whole = distill(
+        model_name_or_path=teacher, student_layers=0, learning_rate=0, output_dir=tmp_path / "whole"
+    )
+    assert abs(whole["eval_divergence"]) < 1e-6  # its only layer: the same model
+    for changes, named in (
+        ({"student_layers": 1}, "--student_layers 1 must be numbers from 0 to 0"),
+        ({"use_peft": "true", "student_layers": 1}, "--student_layers 1 must be numbers"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            distill(model_name_or_path=teacher, **changes)
+
+    config = tmp_path / "half.json"
+    shutil.copyfile(inputs / "student/config.json", config)
+    with pytest.raises(ConfigError, match=r"half.json is an architecture without"):
+        distill(model_name_or_path=config, student_layers=0)
+
+
 def test_another_tokenizer_is_refused_with_the_way_out(distill, inputs, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(inputs / "teacher", other)

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
 from hfstack.errors import ConfigError
 from hfstack.models.isolation import keep_documents_apart
+from hfstack.models.layers import keep_layers
 from hfstack.models.loading import find_architecture, load_causal_lm, load_tokenizer
 from hfstack.runs.environment import is_sharded
 from hfstack.tasks.distillation.cache import (
@@ -68,6 +70,10 @@ class DistillArgs:
     """
     teacher_top_k: int = 64
     """Tokens kept of each position by --teacher_cache; the others are one outcome together."""
+    student_layers: list[int] = field(default_factory=list)
+    """Begin with these layers of --model_name_or_path alone, numbered from 0, such as 0 2 4 of a
+    teacher's six; all by default.
+    """
 
     def __post_init__(self) -> None:
         check_objective(self.objective)
@@ -154,6 +160,33 @@ def load_student_tokenizer(
     tokenizer = load_tokenizer(model_args, tokenizer_name_or_path)
     refuse_other_tokenizer(tokenizer, of_teacher, args.teacher_model)
     return tokenizer
+
+
+def load_student(
+    args: DistillArgs, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Return the student, of whose layers `--student_layers` may be all that is kept.
+
+    Raises:
+        CheckpointError: there is no causal language model at that place.
+        ConfigError: layers that it does not have, or weights that layers cannot be taken of.
+    """
+    kept, name = args.student_layers, model_args.model_name_or_path or ""
+    model = load_causal_lm(model_args, tokenizer, new_head=True)
+    if not kept:
+        return model
+
+    if find_architecture(name) is not None:
+        raise ConfigError(
+            f"--student_layers keeps trained layers, and {name} is an architecture without: give "
+            "it fewer layers itself, or name a model such as the teacher"
+        )
+    if isinstance(model, PeftModel) or getattr(model, "is_quantized", False):
+        raise ConfigError(
+            f"--student_layers needs whole weights, and {name} is an adapter or quantised: merge "
+            "it first (hfstack run merge_checkpoint), or load it without --load_in_4bit or 8bit"
+        )
+    return keep_layers(model, kept, "--student_layers")
 
 
 def prepare_teacher(
