@@ -62,6 +62,8 @@ def read_label_columns(
     values = _texts_as_lists(before, column, kind)
     values = _without_blanks(values, column)
     _refuse_empty(values, column)
+    if kind is None and not given:
+        _refuse_joined_names(values, column)
     values = _whole_decimals(values, column, kind)
     values = _multi_hot(values, column, given)
 
@@ -193,10 +195,30 @@ def _texts_as_lists(values: Values, column: str, kind: str | None) -> Values:
     return values
 
 
+def _refuse_joined_names(values: Values, column: str) -> None:
+    """Refuse a class that is several others written in one cell, as in `rain|snow`.
+
+    Raises:
+        DataError: all parts of a label are labels of their own, so it is no class beside them.
+    """
+    known = {label for own in values.values() for label in own if isinstance(label, str)}
+    for label in sorted(known):
+        parts = [part.strip() for part in re.split(r"[,;|]", label)]
+        if len(parts) > 1 and all(part in known for part in parts):
+            raise DataError(
+                f"column {column!r} holds {label!r}, and its parts are labels of other rows: for "
+                "several labels a row set --kind multi_label, for classes of such names --kind "
+                "single_label"
+            )
+
+
 def _parse_list(text: str) -> list[Any] | None:
-    """Return the list that a text writes in JSON, Python or numpy, or None."""
+    """Return the list that a text writes in JSON, Python or numpy, or None.
+
+    Python's sets and tuples are lists too.
+    """
     text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
         return None
     if _NUMPY_TEXTS.fullmatch(text):  # Python would join the texts
         return re.findall(r"""['"]([^'"]*)['"]""", text)
@@ -208,7 +230,9 @@ def _parse_list(text: str) -> list[Any] | None:
             found = parse(text)
         except (ValueError, SyntaxError):
             continue
-        return found if isinstance(found, list) else None
+        if isinstance(found, set):  # of no order: the text's own hash would change with each run
+            return sorted(found, key=str)
+        return list(found) if isinstance(found, list | tuple) else None
     return None
 
 

@@ -7,6 +7,7 @@ ClassLabel), from a list that the user gives, or from a model that has been trai
 label outside of the set is refused with its row, never mapped to something near.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,9 +200,19 @@ def log_classes(rows: Dataset, column: str, labels: LabelSet) -> None:
     what = "labels" if labels.kind == "multi_label" else "classes"
     logger.info("%d %s: %s%s", labels.count, what, ", ".join(shown[:50]), more)
 
-    alike = Counter(name.casefold() for name in labels.names)
-    if same := [name for name in labels.names if alike[name.casefold()] > 1]:
-        logger.warning("classes that differ in case alone: %s", ", ".join(same[:10]))
+    alike = Counter(map(_spelled_alike, labels.names))
+    if same := [name for name in labels.names if alike[_spelled_alike(name)] > 1]:
+        groups = ({name.casefold() for name in same}, {_spelled_alike(name) for name in same})
+        alone = "in case" if len(groups[0]) == len(groups[1]) else "in how they are written"
+        logger.warning("classes that differ %s alone: %s", alone, ", ".join(same[:10]))
+
+
+def _spelled_alike(name: str) -> str:
+    """Return what names have in common that are one to a reader: 1 and 1.0, both forms of é."""
+    try:
+        return repr(float(name))
+    except ValueError:
+        return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _target(value: Any, ids: Mapping[Any, int], labels: LabelSet, column: str) -> Target:

@@ -76,6 +76,9 @@ def test_several_columns_of_zero_and_one():
         (["['joy' 'fear']", "['joy']"], [["joy", "fear"], ["joy"]]),  # numpy, without commas
         (["[2 27]", "[3]"], [[2, 27], [3]]),
         (["[ 2, 27 ]", "[3]"], [[2, 27], [3]]),
+        (["{'joy', 'fear'}", "{'joy'}"], [["fear", "joy"], ["joy"]]),  # a set
+        (["('joy', 'fear')", "('joy',)", "()"], [["joy", "fear"], ["joy"], []]),
+        (["(a)", "{b}"], ["(a)", "{b}"]),
         (["[urgent]", "[later]"], ["[urgent]", "[later]"]),  # names that look a little like it
     ],
 )
@@ -90,6 +93,18 @@ def test_texts_that_may_be_lists_are_never_guessed_at():
         read(["2,27", "3"])
     assert read(["2,27", "3"], kind="multi_label") == [["2", "27"], ["3"]]
     assert read(["joy| fear", "joy"], kind="multi_label") == [["joy", "fear"], ["joy"]]
+
+
+@pytest.mark.parametrize("joined", ["joy|fear", "joy; fear", "fear, joy"])
+def test_a_class_is_not_several_others_in_one_cell(joined: str):
+    labels = ["joy", joined, "fear"]
+    with pytest.raises(
+        DataError, match=r"its parts are labels of other rows: .*--kind multi_label"
+    ):
+        read(labels)
+    assert set(read(labels, kind="multi_label")[1]) == {"joy", "fear"}
+    assert read(labels, kind="single_label") == read(labels, given=labels) == labels
+    assert read([joined, "joy"]) == [joined, "joy"]  # a name with a comma in it
 
 
 def test_whole_decimals_are_classes_and_others_numbers(caplog):
@@ -148,6 +163,12 @@ def test_one_line_says_what_the_classes_are(caplog):
     log_classes(rows, "label", find_labels(rows, "label"))
     assert "3 classes: Ads 1, ads 1, billing 2" in caplog.text
     assert "classes that differ in case alone: Ads, ads" in caplog.text
+    for names in (["1", "1.0"], ["caf\u00e9", "cafe\u0301"], ["at  once", "at once"]):
+        rows = Dataset.from_dict({"label": names})
+        log_classes(rows, "label", find_labels(rows, "label"))
+        assert (
+            f"that differ in how they are written alone: {', '.join(sorted(names))}" in caplog.text
+        )
     rows = Dataset.from_dict({"label": [["x", "y"], [], ["x"]]})
     log_classes(rows, "label", find_labels(rows, "label"))
     assert "2 labels: x 2, y 1, none 1" in caplog.text
