@@ -208,7 +208,7 @@ def log_classes(rows: Dataset, column: str, labels: LabelSet) -> None:
 
 
 def _spelled_alike(name: str) -> str:
-    """Return what names have in common that are one to a reader: 1 and 1.0, both forms of é."""
+    """Return what two names share that a reader takes for one, such as 1 and 1.0."""
     try:
         return repr(float(name))
     except ValueError:
