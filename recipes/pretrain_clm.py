@@ -138,7 +138,7 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        problems = training_problems(trainer, model.config.vocab_size)
+        problems = training_problems(trainer, model.config.get_text_config().vocab_size)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
         run.add_artifact("samples", "samples.jsonl")

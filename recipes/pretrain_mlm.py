@@ -139,8 +139,10 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        problems = training_problems(trainer, model.config.vocab_size)
-        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        problems = training_problems(trainer, model.config.get_text_config().vocab_size)
+        trained = checked(trainer, tokenizer, reads_ahead=True, found=problems).train(
+            resume_from_checkpoint=checkpoint
+        )
         save_trained(run, trainer, partial(load_masked_lm, tokenizer=tokenizer))
 
         # evaluate: masked tokens of fixed blocks, and of whole texts one by one

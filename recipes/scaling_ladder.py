@@ -161,7 +161,7 @@ def train_rung(
                     tokenizer,
                     callbacks=[throughput, derived, *protect(run)],
                 )
-            problems = training_problems(trainer, model.config.vocab_size)
+            problems = training_problems(trainer, model.config.get_text_config().vocab_size)
             trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
             save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 

@@ -73,7 +73,7 @@ def settle_next_token_loss(trainer: Trainer) -> None:
             "%s scores each token at its own place: trained on the loss of the next token instead",
             type(model).__name__,
         )
-        trainer.compute_loss_func = functools.partial(next_token_loss, model.config.vocab_size)
+        trainer.compute_loss_func = functools.partial(next_token_loss, _vocabulary(model))
 
 
 def next_token_loss(
@@ -226,6 +226,11 @@ def _loss_is_shifted(model: Any) -> bool:
             f"({' '.join(str(error).split())[:120]}): name another model"
         ) from error
     return abs(own[0] - own[1]) <= _SAME_INPUT * tolerance(model) * abs(own[0])
+
+
+def _vocabulary(model: Any) -> int:
+    """Return the number of ids, also of a model of text and pictures."""
+    return model.config.get_text_config().vocab_size
 
 
 def _language_model(trainer: Trainer) -> Any | None:

@@ -4,6 +4,7 @@ The rules are those of hfstack.training.checks; here they meet the rows, the mod
 training will use.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
@@ -66,7 +67,11 @@ Problems = dict[str, str | None]
 
 
 def checked(
-    trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, found: Problems | None = None
+    trainer: TrainerT,
+    tokenizer: PreTrainedTokenizerBase,
+    found: Problems | None = None,
+    *,
+    reads_ahead: bool = False,
 ) -> TrainerT:
     """Refuse to train on any problem, log what was checked, and return the Trainer.
 
@@ -78,16 +83,20 @@ def checked(
         trainer: as the recipe built it.
         tokenizer: of the model that is trained.
         found: what the functions that check rows, prompts or losses have found.
+        reads_ahead: what follows a position is there to be read, as for masked tokens. One class of
+            XLM is both a causal and a masked language model.
 
     Raises:
         ConfigError: an option is set that this recipe does not read, weights of 16 bits are
-            trained, or a causal model reads what follows a position.
+            trained, a causal model reads what follows a position, or the model trains on rows of
+            one length alone and these are others.
         DataError: naming every problem.
         ExamplesShown: `--show` asked to see rows; they are its text.
     """
     refuse_unread_of(trainer)
     settle_router_loss(trainer)
-    settle_next_token_loss(trainer)
+    if not reads_ahead:
+        settle_next_token_loss(trainer)
     _turn_off_all_dropout(trainer)
     _freeze_what_is_not_saved(trainer.model)
     _refuse_half_weights(trainer)
@@ -100,6 +109,7 @@ def checked(
         results["every id has an embedding"] = embedding_covers_tokenizer(embedded, tokenizer)
 
     rows = _first_encoded_rows(train)
+    _refuse_other_lengths(trainer.model, [len(row["input_ids"]) for row in rows])
     if rows:
         first: Any = tokenizer.bos_token_id
         first = tokenizer.cls_token_id if first is None else first
@@ -209,6 +219,28 @@ def _refuse_half_weights(trainer: Trainer) -> None:
 
     shown = " and ".join(f"{n:,} in {str(t).removeprefix('torch.')}" for t, n in counts.items())
     logger.info("weights that are trained: %s", shown)
+
+
+def _refuse_other_lengths(model: Any, lengths: Sequence[int]) -> None:
+    """Refuse rows that fill no grid of positions: Reformer trains on rows of one length alone.
+
+    Args:
+        model: with or without an adapter.
+        lengths: of the first rows; none where the rows are pairs or prompts, which differ.
+    """
+    inner = without_adapter(getattr(model, "policy", model))
+    config: Any = getattr(inner, "config", None)
+    if not getattr(config, "axial_pos_embds", False):
+        return
+
+    needed = math.prod(config.axial_pos_shape)
+    if not lengths or set(lengths) != {needed}:
+        shown = f"the first one has {lengths[0]}" if lengths else "these are of different lengths"
+        raise ConfigError(
+            f"{type(inner).__name__} trains on rows of {needed} tokens alone (axial_pos_shape "
+            f"{config.axial_pos_shape} of its config.json), and {shown}: pretrain with "
+            f"--block_size {needed}, or name another model"
+        )
 
 
 def _warn_of_shared_rows(train: Any, held_out: Any) -> None:

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    GitConfig,
     GPT2Config,
     LlamaConfig,
     Trainer,
@@ -128,6 +129,18 @@ def test_a_model_that_reads_ahead_is_refused(tmp_path) -> None:
     )
     with pytest.raises(ConfigError, match="XLNetLMHeadModel reads what follows a position"):
         settle_next_token_loss(trainer)
+
+
+def test_a_model_that_scores_tokens_only_behind_pictures_is_refused(tmp_path) -> None:
+    torch.manual_seed(0)
+    vision = SIZES | {"image_size": 8, "patch_size": 4}
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_config(GitConfig(**SIZES, vision_config=vision)),
+        args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+    )
+    with pytest.raises(ConfigError, match="GitForCausalLM computes no loss of tokens") as refusal:
+        settle_next_token_loss(trainer)
+    assert "\n" not in str(refusal.value) and "name another model" in str(refusal.value)
 
 
 def test_trls_head_is_kept_where_it_gives_the_models_logits() -> None:

@@ -20,6 +20,8 @@ from transformers import (
     BartForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    ReformerConfig,
+    ReformerModelWithLMHead,
     Trainer,
     TrainingArguments,
 )
@@ -141,6 +143,26 @@ def checked_tags(trainer: Trainer) -> Trainer:
     """Go through the door as a recipe with three classes of tokens does."""
     found = label_problems(trainer.train_dataset, 3) | accumulation_problems(trainer)
     return checked(trainer, WORDS, found)
+
+
+def test_rows_that_fill_no_grid_of_positions_are_refused(tmp_path: Path) -> None:
+    config = ReformerConfig(
+        vocab_size=60,
+        hidden_size=16,
+        attention_head_size=8,
+        num_attention_heads=2,
+        attn_layers=["local"],
+        feed_forward_size=16,
+        axial_pos_shape=[2, 4],
+        axial_pos_embds_dim=[8, 8],
+        is_decoder=True,
+    )
+    reformer = ReformerModelWithLMHead(config)
+    preflight._refuse_other_lengths(reformer, [8, 8])
+    with pytest.raises(ConfigError, match="rows of 8 tokens alone .* the first one has 6"):
+        preflight._refuse_other_lengths(reformer, [6, 8])
+    with pytest.raises(ConfigError, match="these are of different lengths"):
+        preflight._refuse_other_lengths(reformer, [])
 
 
 def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixture):

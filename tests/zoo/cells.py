@@ -26,7 +26,12 @@ from tests.zoo.plain_loss import FirstStep, first_step, plain_loss, plain_odds_l
 RECIPES = Path(__file__).parents[2] / "recipes"
 SECONDS = 120  # of the slowest cell
 
-_EXACT = 1e-6  # PPO's first ratio is 1 and its first KL 0
+_EXACT = 1e-6  # PPO's first KL is 0
+
+# PPO's first ratio is 1, up to rounding: the old log-probabilities are those of decoding with a
+# cache, which sums in another order than the full pass. Near -ln 320 = -5.8, of the zoo's
+# vocabulary, fp32 numbers are 4.8e-7 apart, and either pass may be two of them off.
+_RATIO = 4 * 2**-21
 _LOSS = 1e-5  # a share of the loss of plain transformers
 _UNTRAINED = {"dpo": 0.6931472, "kto": 0.5}  # ln 2 and 1/2: policy and reference are the same
 _ODDS_WEIGHT = 0.1  # --beta of orpo
@@ -242,7 +247,7 @@ def _judge(recipe: str, figures: dict[str, float]) -> tuple[str, str]:
     problems = []
     if not abs(figures.get("plain", 0.0)) <= _LOSS:
         problems.append(f"the loss differs by {figures['plain']:.2g} from plain transformers'")
-    if not abs(figures.get("policy/ratio", 1.0) - 1) <= _EXACT:
+    if not abs(figures.get("policy/ratio", 1.0) - 1) <= _RATIO:
         problems.append(f"the first ratio is {figures['policy/ratio']:.8g}")
     if not abs(figures.get("kl", 0.0)) <= _EXACT:
         problems.append(f"the first KL is {figures['kl']:.3g}")

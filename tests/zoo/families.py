@@ -1,6 +1,7 @@
 """Build a tiny newly initialised model of every family of the installed transformers."""
 
 import copy
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
@@ -218,6 +219,7 @@ def build(
                 KINDS[kind][0].from_pretrained(folder)
             return None
         except Exception as error:  # each family fails in its own way; the first reason is kept
+            shutil.rmtree(folder, ignore_errors=True)  # saved, and not read back
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
     return reasons[0] if reasons else "no configuration"
 

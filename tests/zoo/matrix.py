@@ -10,11 +10,18 @@ What is in the file of results is not run again.
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from hfstack.runs.stop_signals import StopSignals
 from tests.zoo.cells import CELLS, Cell, run_cell
 from tests.zoo.families import CAUSAL, KINDS, build, families, zoo_tokenizer
 from tests.zoo.properties import PROPERTIES, measure
@@ -41,11 +48,26 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     names = [] if args.properties else args.cells or list(CELLS[args.kind])
-    with tempfile.TemporaryDirectory() as scratch:
+    with ends_at_sigterm(), tempfile.TemporaryDirectory() as scratch:
         rows = write_rows(Path(scratch))
         models = args.models or Path(scratch) / "models"
         for family in args.families or families(args.kind):
             run_family(args.kind, family, names, args.results, models / args.kind, rows=rows)
+
+
+@contextmanager
+def ends_at_sigterm() -> Iterator[None]:
+    """End this process at SIGTERM or Ctrl-C; a recipe would save, and the next cell would begin."""
+
+    def end(signum: int, _: Any) -> None:
+        sys.exit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with patch.object(StopSignals, "install", lambda _: None):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_family(

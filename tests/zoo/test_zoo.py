@@ -1,9 +1,14 @@
 """A dozen families hold what recipes rely on, or are refused in one line; `make zoo` runs all."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hfstack.runs.stop_signals import StopSignals
+from tests.zoo import matrix
 from tests.zoo.cells import CELLS, Cell
 from tests.zoo.families import CAUSAL, ENCODER, KINDS, build, families, zoo_tokenizer
 from tests.zoo.matrix import read_cells, run_family
@@ -53,6 +58,30 @@ def test_the_table_counts_what_works_and_names_what_does_not() -> None:
     assert "| packing | 1 | 1 | 0 |" in page and "| tag | 0 | 0 | 1 |" in page
     assert "| opt | mask, 1e-07 |" in page and "- mamba, packing: <model> cannot" in page
     assert "- blt, build: too large" in page and "- bert, tag: **traceback** KeyError" in page
+
+
+def test_sigterm_in_a_recipe_ends_the_matrix(tmp_path: Path, monkeypatch) -> None:
+    ran: list[str] = []
+
+    def stopped(kind: str, family: str, name: str, *_: Any) -> Cell:
+        ran.append(name)
+        recipe = StopSignals(tmp_path)
+        recipe.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Cell(kind, family, name, "refused", "stopped")
+
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(matrix, "run_cell", stopped)
+    monkeypatch.setattr(matrix, "measure", lambda *_: iter(()))
+    before = signal.getsignal(signal.SIGTERM)
+    flags = ["matrix", str(results), "--families", "llama", "--cells", "sft", "dpo"]
+    monkeypatch.setattr("sys.argv", flags)
+    with pytest.raises(SystemExit) as end:
+        matrix.main()
+
+    assert end.value.code == 128 + signal.SIGTERM
+    assert ran == ["sft"] and read_cells(results) == [], "a cell that was stopped has no result"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.zoo

@@ -137,7 +137,7 @@ def training_flops_per_token(
     attention = 2 * 2 * sequence_length * width
     feed_forward = 2 * 2 * width * config.intermediate_size
     layer = projections + attention + feed_forward
-    head = 2 * width * (width + config.vocab_size)
+    head = 2 * width * (width + config.get_text_config().vocab_size)
     return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
 
 

@@ -75,7 +75,8 @@ def find_answers(
         threshold: how much "no answer" must score above the best stretch to be chosen.
     """
     found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
-    for window, begins, ends in zip(windows, *logits, strict=True):
+    begin_logits, end_logits = logits[:2]  # BART's family puts its encoder's states behind them
+    for window, begins, ends in zip(windows, begin_logits, end_logits, strict=True):
         length = len(window.input_ids)
         begin = numpy.asarray(begins[:length], dtype=float)
         end = numpy.asarray(ends[:length], dtype=float)

@@ -42,6 +42,7 @@ _AUTO: dict[Task, Any] = {
     "QuestionAnswering": AutoModelForQuestionAnswering,
     "ConditionalGeneration": AutoModelForSeq2SeqLM,
 }
+_LONGFORMER_SEPARATORS = 3  # <s> question </s></s> text </s>
 # As peft names the tasks; "can ..." in messages; what a finished model is called there.
 _ADAPTER_TASKS: dict[Task, str] = {
     "TokenClassification": "TOKEN_CLS",
@@ -86,8 +87,28 @@ def load_with_head(
     model, new_modules = _load_base(
         args, tokenizer, task, tags=tags, attention_dropout=attention_dropout
     )
+    if task == "QuestionAnswering":
+        _check_separators(model, tokenizer)
     adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task], model=model)
     return model if adapter is None else cast(PeftModel, get_peft_model(model, adapter))
+
+
+def _check_separators(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose pairs a Longformer cannot read: it attends to the first of a pair.
+
+    Raises:
+        ConfigError: a pair has other than its three separators.
+    """
+    if model.config.model_type != "longformer":
+        return
+    separator: Any = model.config.sep_token_id
+    count = tokenizer("a", "b")["input_ids"].count(separator)  # pyright: ignore
+    if count != _LONGFORMER_SEPARATORS:
+        raise ConfigError(
+            f"{type(model).__name__} finds a question by {_LONGFORMER_SEPARATORS} tokens of id "
+            f"{separator} (sep_token_id of its config.json), and this tokenizer puts {count} into "
+            "a question with its text: use the tokenizer that came with the model"
+        )
 
 
 def load_finished(

@@ -46,6 +46,15 @@ def test_the_best_stretch_lies_in_the_context_and_runs_forward() -> None:
     ] == ["red"]
 
 
+def test_what_follows_the_two_logits_is_no_logit() -> None:
+    begin, end = logits({4: 3}, {4: 3})
+    windows = [QuestionWindow(0, [0] * 7, None, OFFSETS, 0, 0)]
+    states = np.zeros((1, 9, 16))  # the encoder's, which BART's family returns as well
+    settings = {"max_answer_tokens": 3, "n_best": 3, "no_answer": False}
+    found = find_answers(([begin], [end], states), windows, [QUESTION], **settings)
+    assert found[0][0].text == "fox"
+
+
 def test_a_window_without_the_answer_does_not_win_by_a_constant() -> None:
     sure_of_nothing = logits({0: 30, 3: 20, 4: 20, 5: 20}, {0: 30, 3: 20, 4: 20, 5: 20})
     found = choose([sure_of_nothing, logits({0: 1, 4: 5}, {0: 1, 4: 5})])
