@@ -222,7 +222,9 @@ def _refuse_half_weights(trainer: Trainer) -> None:
 
 
 def _refuse_other_lengths(model: Any, lengths: Sequence[int]) -> None:
-    """Refuse rows that fill no grid of positions: Reformer trains on rows of one length alone.
+    """Refuse rows that fill no grid of positions.
+
+    Reformer trains on rows of one length alone.
 
     Args:
         model: with or without an adapter.

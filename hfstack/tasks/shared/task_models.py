@@ -94,7 +94,9 @@ def load_with_head(
 
 
 def _check_separators(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose pairs a Longformer cannot read: it attends to the first of a pair.
+    """Refuse a tokenizer whose pairs a Longformer cannot read.
+
+    It attends to the first text of a pair, and finds it by its separators.
 
     Raises:
         ConfigError: a pair has other than its three separators.
