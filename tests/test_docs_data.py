@@ -11,7 +11,7 @@ import datasets.config
 import pytest
 import zstandard
 
-from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.sources import DataArgs, iterate_rows, load_splits
 from hfstack.recipe_settings import read_recipe_settings
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.data import LabelArgs, load_labelled
@@ -140,6 +140,12 @@ def read_text(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
     }
 
 
+def read_documents(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
+    args = settings["CleanArgs"]
+    column = args.text_column
+    return {"train": [{column: row[column]} for row in iterate_rows(args.datasets)]}
+
+
 def read_labels(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
     args: LabelArgs = settings["LabelArgs"]
     found = load_labelled(data, args)
@@ -244,6 +250,7 @@ def read_prompts(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
 
 READERS: dict[str, Callable[[DataArgs, dict[str, Any]], dict[str, Rows]]] = {
     **dict.fromkeys(("tokenizer", "pretrain_clm", "pretrain_mlm"), read_text),
+    "clean": read_documents,
     **dict.fromkeys(("dpo", "orpo", "reward", "preferences"), read_preferences),
     **dict.fromkeys(("ppo", "rloo", "grpo", "win_rate"), read_prompts),
     "kto": read_thumbs,
@@ -301,7 +308,7 @@ def test_a_command_reads_its_rows(
     given = read_recipe_settings(ROOT / "recipes" / f"{recipe}.py", flags)
     settings = {type(one).__name__: one for one in given}
 
-    found = READERS[recipe](settings["DataArgs"], settings)
+    found = READERS[recipe](settings.get("DataArgs", DataArgs()), settings)
     if held_out:
         assert spelled(found["eval"]) == spelled(expected(recipe, held_out))
         assert spelled(found["train"]) == spelled(expected(recipe, train))
