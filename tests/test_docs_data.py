@@ -143,7 +143,8 @@ def read_text(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
 def read_documents(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
     args = settings["CleanArgs"]
     column = args.text_column
-    return {"train": [{column: row[column]} for row in iterate_rows(args.datasets)]}
+    rows = cast(Any, iterate_rows(args.datasets, columns={column}))
+    return {"train": [{column: row[column]} for row in rows]}
 
 
 def read_labels(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
