@@ -39,9 +39,11 @@ _KINDS = {
 - **pretrain**, **sft**: the loss of the first batch equals, to 1e-5, that of plain transformers on
   each of its documents alone, without packing, padding or a fused head; **orpo**'s that of each of
   its answers alone. **dpo**, **kto**: the first loss is ln 2 and 1/2 to 1e-5. **ppo**, **rloo**,
-  **grpo**: the first ratio is 1 and the first KL 0 to 1e-6. **publish**: what is read from the
-  folder that a fine-tuned model was published to gives its logits. All: what was saved gives the
-  logits of what was trained.
+  **grpo**: the first KL is 0 to 1e-6, and the first ratio 1 to 1.9e-6, which is four roundings of a
+  log-probability near -5.8 in fp32: decoding with a cache sums in another order than the full pass.
+  The farthest from 1 is {ratio}.
+  **publish**: what is read from the folder that a fine-tuned model was published to gives its
+  logits. All: what was saved gives the logits of what was trained.
 """,
     ENCODER: """\
 ## Encoders
@@ -92,13 +94,23 @@ def _section(kind: str, cells: list[Cell]) -> list[str]:
     columns = [name for name in names if any(name in found for found in built.values())]
 
     introduction = _KINDS[kind].format(
-        built=len(built), families=len(families(kind)), counts="\n".join(_counts(columns, built))
+        built=len(built),
+        families=len(families(kind)),
+        counts="\n".join(_counts(columns, built)),
+        ratio=_farthest_ratio(cells),
     )
     lines = [introduction, f"| family | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for family, found in sorted(built.items()):
         shown = [_shown(found.get(name), name in PROPERTIES[kind]) for name in columns]
         lines.append(f"| {family} | {' | '.join(shown)} |")
     return [*lines, ""]
+
+
+def _farthest_ratio(cells: list[Cell]) -> str:
+    """Return by how much a first ratio differs from 1 at most, and where."""
+    ratios = [(abs(cell.figures.get("policy/ratio", 1.0) - 1), cell) for cell in cells]
+    distance, cell = max(ratios, key=lambda ratio: ratio[0])
+    return f"{distance:.1e} away, of {cell.family} by {cell.name}" if distance else "1 itself"
 
 
 def _counts(columns: list[str], built: dict[str, dict[str, Cell]]) -> list[str]:
