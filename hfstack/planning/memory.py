@@ -42,6 +42,7 @@ from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.output_head import OutputHead
 from hfstack.models.sequence_head import register_classifier
+from hfstack.planning.by_layers import SHALLOW, Phase, find_layers, scale, shorten
 
 StepTask = Literal[
     "causal_lm",
@@ -254,21 +255,50 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
         ValueError: the architecture has no model for the task (from upstream).
     """
     step = replace(step, accumulation=min(step.accumulation, 2))
+    phases = _scaled_phases(config, step) or trace_phases(config, step)
+    at_peak = max(phases, key=lambda phase: sum(phase.values()))
+
+    labelled = {kind: at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
+    held = sum(at_peak.values())
+    return PeakMemory(**labelled, activations=held - sum(labelled.values()))
+
+
+def _scaled_phases(config: PreTrainedConfig, step: TrainingStep) -> list[Phase] | None:
+    """Return the phases of a deep model of equal layers, or None for any other."""
+    shallow = [short for layers in SHALLOW if (short := shorten(config, layers)) is not None]
+    if len(shallow) < len(SHALLOW):
+        return None
+    # A number in a config may make single layers differ, which the deep model alone shows.
+    with torch.device("meta"):
+        if find_layers(build_step_model(config, step)) is None:
+            return None
+
+    fewer, more = (trace_phases(config, step) for config in shallow)
+    return scale(fewer, more, config.num_hidden_layers) if len(fewer) == len(more) else None
+
+
+def trace_phases(config: PreTrainedConfig, step: TrainingStep) -> list[Phase]:
+    """Return what a step holds at the peak of each of its phases.
+
+    Phases are the forward pass, the backward pass of the last layer, of those between and of the
+    first one, and the update; without equal layers, the backward pass is one.
+    """
     with torch.device("meta"):
         model = build_step_model(config, step)
 
     ledger = _Ledger()
+    layers = find_layers(model)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
         _materialize(model, "cpu")
         for count, optimizer in enumerate(run_steps(model, step, steps=2)):
             if count == 0:
                 # The first step has no optimizer state yet; the second is like all that follow.
                 _label_tensors(ledger, model, optimizer)
+                _mark_phases(ledger, model, optimizer, layers)
                 ledger.forget_peak()
+                ledger.phases.clear()
 
-    labelled = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
-    held = sum(ledger.at_peak.values())
-    return PeakMemory(**labelled, activations=held - sum(labelled.values()))
+    return [*ledger.phases, ledger.at_peak]
 
 
 def _label_tensors(
@@ -283,6 +313,27 @@ def _label_tensors(
             parameter.register_post_accumulate_grad_hook(
                 lambda updated: ledger.label("gradients", [updated.grad])
             )
+
+
+def _mark_phases(
+    ledger: "_Ledger",
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    layers: torch.nn.ModuleList | None,
+) -> None:
+    """Begin a phase of the ledger where the slope of memory over layers may change."""
+    model.register_forward_pre_hook(lambda *_: ledger.begin_phase("forward"))
+    model.register_forward_hook(lambda *_: ledger.begin_phase("last layer"))
+    optimizer.register_step_pre_hook(lambda *_: ledger.begin_phase("update"))
+
+    # Gradients come from the last layer to the first; what comes after the first belongs to it.
+    for number, layer in enumerate([] if layers is None else list(layers)[:-1]):
+        name = "layers between" if number else "first layer"
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda _, name=name: ledger.begin_phase(name)
+                )
 
 
 def _materialize(model: PreTrainedModel, device: str) -> None:
@@ -318,7 +369,9 @@ class _Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at_peak: dict[str, int] = {}
+        self.at_peak: Phase = {}
+        self.phases: list[Phase] = []
+        self._phase = ""
         self._sizes: dict[int, int] = {}  # storage -> bytes
         self._kinds: dict[int, str] = {}
         self._held: dict[str, int] = {"other": 0}  # kind -> bytes
@@ -350,6 +403,13 @@ class _Ledger(TorchDispatchMode):
                 self._held[self._kinds[key]] -= self._sizes[key]
                 self._held[kind] = self._held.get(kind, 0) + self._sizes[key]
                 self._kinds[key] = kind
+
+    def begin_phase(self, name: str) -> None:
+        """Keep the peak of the phase before, unless this one goes on."""
+        if name != self._phase:
+            self.phases.append(self.at_peak)
+            self._phase = name
+            self.forget_peak()
 
     def forget_peak(self) -> None:
         """Start the peak from what is held now."""

@@ -9,15 +9,18 @@ from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, 
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.models.counting import count_parameters, flops_per_token
+from hfstack.planning.by_layers import shorten
 from hfstack.planning.memory import (
     StepTask,
     TrainingStep,
     _Ledger,
+    _scaled_phases,
     build_step_model,
     can_checkpoint,
     forward_flops,
     peak_memory,
     run_steps,
+    trace_phases,
     trained_parameters,
 )
 
@@ -191,3 +194,44 @@ def test_nothing_is_allocated_for_a_model_that_would_not_fit() -> None:
     large = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=2)
     memory = peak_memory(large, TrainingStep(1, 4096, bf16=True, fused_loss=True))
     assert memory.total > 20 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("step", "tied"),
+    [
+        (TrainingStep(4, 16), True),
+        pytest.param(TrainingStep(4, 16), False, marks=pytest.mark.slow),
+        pytest.param(TrainingStep(2, 64, bf16=True, fused_loss=True), True, marks=pytest.mark.slow),
+        pytest.param(
+            TrainingStep(4, 32, activation_checkpointing=True, accumulation=2),
+            True,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(TrainingStep(1, 4, accumulation=2), False, marks=pytest.mark.slow),
+        (TrainingStep(4, 16, lora_rank=4, weight_dtype=torch.bfloat16), True),
+        (TrainingStep(4, 16, trains=False), True),
+        pytest.param(
+            TrainingStep(4, 16, task="sequence_classification"), True, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["plain", "untied", "bf16", "recomputed", "short", "adapter", "forward", "classifier"],
+)
+def test_a_deep_model_scaled_from_shallow_ones_is_counted_exactly(
+    step: TrainingStep, tied: bool
+) -> None:
+    deep = llama(num_hidden_layers=8)
+    deep.tie_word_embeddings = tied
+    deep.pad_token_id = 0
+    traced = max(sum(phase.values()) for phase in trace_phases(deep, step))
+    assert _scaled_phases(deep, step) is not None
+    assert peak_memory(deep, step).total == traced
+
+
+def test_unequal_layers_are_traced_whole() -> None:
+    types = ["full_attention"] * 9 + ["sliding_attention"]
+    config = llama(num_hidden_layers=10)
+    config.layer_types = types
+    assert shorten(config, 3) is None
+    config.layer_types = types[:1] * 10
+    assert shorten(config, 3).layer_types == types[:3]  # pyright: ignore
+    assert shorten(llama(num_hidden_layers=7), 3) is None
