@@ -30,6 +30,7 @@ from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
+from hfstack.training.auto_compile import AutoCompile, AutoCompileArgs
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems
@@ -38,7 +39,7 @@ from hfstack.training.settings import blocks_per_step, total_peak_flops_per_s
 
 
 @dataclass
-class PretrainArgs(PretrainingArgs):
+class PretrainArgs(PretrainingArgs, AutoCompileArgs):
     """What pretraining needs beside the upstream settings."""
 
     block_size: int = 512
@@ -122,6 +123,12 @@ def main(
         if "eval" in blocks:
             per_byte = blocks["eval"].tokens_per_byte
             callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=per_byte)))
+        compiling = AutoCompile(
+            tokens_per_step=throughput.tokens_per_step,
+            layers=getattr(model.config, "num_hidden_layers", 1),
+        )
+        if args.auto_compile:
+            callbacks.append(compiling)
         callbacks += early_stopping(args.early_stopping_patience)
 
         # trainer
@@ -148,6 +155,7 @@ def main(
             model.config, training_args, blocks["train"], steps=trained.global_step
         )
         metrics |= {"train_loss": trained.training_loss} | throughput.metrics()
+        metrics |= compiling.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate()
         return run.finish(metrics, trainer)
