@@ -53,15 +53,18 @@ def _read_range(text: str) -> Range:
 _TABLE = {
     # shares and probabilities
     "[0, 1)": "adam_beta1 adam_beta2 attention_dropout eval_fraction gold_share "
-    "label_smoothing_factor lora_dropout repeat_share",
-    "[0, 1]": "annotator_noise careless_share f_alpha_divergence_coef gamma label_noise "
+    "hard_loss_weight label_smoothing_factor lora_dropout negative_margin repeat_share",
+    "[0, 1]": "annotator_noise careless_share f_alpha_divergence_coef fim_rate fim_spm_rate gamma "
+    "label_noise "
     "lam lam_critic ld_alpha mask_probability min_p "
     "near_duplicate_threshold noise_share position_bias ref_model_mixup_alpha",
     "[0, 0.5]": "label_smoothing",
-    "(0, 1]": "tolerance top_p utilization vllm_gpu_memory_utilization",
+    "(0, 1]": "soft_label_weight tolerance top_p utilization vllm_gpu_memory_utilization",
     # what is counted: at least one, or none
     "[0, 65535]": "port",
-    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items min_judgements overlap "
+    "[1, inf)": "answers_per_prompt batch_size code_k code_samples code_tokens matryoshka_dims "
+    "mini_batch_size teacher_top_k top "
+    "ddp_bucket_cap_mb max_items min_judgements overlap "
     "extraction_tokens pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_max_length "
@@ -79,7 +82,9 @@ _TABLE = {
     "(0, 2048)": "max_row_mib",
     "-1 or [1, inf)": "max_steps",
     "[-1, inf)": "local_rank top_k",
-    "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "
+    "[0, inf)": "answer_rows answer_tokens blank_runs code_temperature functions hard_negatives "
+    "student_layers "
+    "critic_warmup_rollouts dataloader_num_workers "
     "draws extraction_texts harness_examples instructions judge_price log_completions max_rows "
     "probe_rows prompt_tokens pseudo_perplexity_texts "
     "rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
@@ -91,7 +96,7 @@ _TABLE = {
     "router_aux_loss_coef sample_temperature temperature tis_cap undesirable_weight "
     "value_head_init_std vf_coef warmup_steps weight_decay",
     "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps "
-    "judge_timeout_s kl_budget "
+    "code_seconds soft_label_temperature judge_timeout_s kl_budget "
     "kl_target logging_steps memory_gib num_train_epochs parameters reward_clip "
     "save_steps sizes target_kl window",
     # any number

@@ -128,10 +128,8 @@ def main(
                     *protect(run, push_checkpoints(training_args)),
                 ],
             )
-        problems = batch_problems(trainer)
-        trained = checked(trainer, model.tokenizer, problems).train(
-            resume_from_checkpoint=checkpoint
-        )
+        problems, tokenizer = batch_problems(trainer), model.tokenizer
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         # what `predict` and `search` need to use the model again
         columns = {"query": args.query_column, "passage": args.passage_column}

@@ -24,7 +24,7 @@ from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 from hfstack.tasks.token_classification.data import load_sentences
 
 ROOT = Path(__file__).parent.parent
-COUNT = 24  # rows of each file, so that every share that is held out leaves some
+COUNT = 60  # rows of each file, so that every share that is held out leaves some
 
 Rows = list[dict[str, Any]]
 
@@ -80,7 +80,8 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
     if kind == "chat":
         roles = ("user", "assistant")
         return [{"messages": [{"role": r, "content": f"{r} {n}"} for r in roles]} for n in numbers]
-    if kind in ("instructions", "completions"):  # the second is what a model has answered
+    tasks = ("instructions", "completions")  # the second is what a model has answered
+    if kind in tasks or (recipe == "sft" and kind in ("few", "test")):
         return [{"prompt": f"p {n}", "completion": f"a {n}"} for n in numbers]
     if kind in ("prompts", "problems", "hh_chosen"):
         return [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in numbers]

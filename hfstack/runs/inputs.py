@@ -37,6 +37,7 @@ INPUT_SETTINGS = (
     "reward_model",
     "critic_model",
     "reference_model",
+    "teacher_model",
     "architectures",
     "chat_template_path",
     "generation_config",

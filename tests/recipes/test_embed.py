@@ -342,7 +342,7 @@ def test_bad_input_is_one_line(embed, inputs: Path, tiny_llama: Path, tmp_path: 
         ),
         ({"metric_for_best_model": "bleu"}, ConfigError, "choose ndcg_at_10 or loss"),
         ({"label_smoothing_factor": 0.1}, ConfigError, "does nothing here"),
-        ({"hard_negatives": -1}, ConfigError, "--hard_negatives must be 0 or more"),
+        ({"hard_negatives": -1}, ConfigError, "--hard_negatives must be 0 or above"),
     ]:
         with pytest.raises(error, match=message) as caught:
             embed(**changes, output_dir=tmp_path / str(len(list(tmp_path.iterdir()))))

@@ -28,7 +28,8 @@ from tests.faults import Faults
 # What each recipe that trains reads, beside its data and its own code.
 TRAINING: dict[str, tuple[str, ...]] = {
     "answer": ("model_name_or_path",),
-    "classify": ("model_name_or_path", "tokenizer_name_or_path"),
+    "classify": ("model_name_or_path", "tokenizer_name_or_path", "teacher_model"),
+    "distill": ("model_name_or_path", "tokenizer_name_or_path", "teacher_model"),
     "dpo": ("model_name_or_path",),
     "embed": ("model_name_or_path",),
     "grpo": ("model_name_or_path", "reward_model"),
@@ -157,8 +158,9 @@ def test_the_table_names_every_recipe_that_trains_and_every_setting_that_names_a
         assert (path.stem in TRAINING) == ("resume_from_checkpoint" in names), path.stem
         if path.stem in TRAINING:
             named = {name for name in names if name.endswith(("_path", "_model"))}
-            # switches, the name of a metric
+            # switches, the name of a metric, what an endpoint calls its model
             named -= {"save_only_model", "sync_ref_model", "metric_for_best_model"}
+            named -= {"probe_judge_model"}
             assert named <= set(inputs.INPUT_SETTINGS), path.stem
             assert set(TRAINING[path.stem]) <= names
 
