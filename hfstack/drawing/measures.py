@@ -7,7 +7,9 @@ from hfstack.drawing.numbers import Figure, metric
 REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 """Recipes whose loss is a surrogate, which says nothing about the model."""
 
-TOKEN_LOSS_RECIPES = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm", "seq2seq"})
+TOKEN_LOSS_RECIPES = frozenset(
+    {"pretrain_clm", "pretrain_mlm", "sft", "distill", "evaluate_lm", "seq2seq"}
+)
 """Recipes whose loss is in nats per token; that of others is of answers, pairs or rewards."""
 
 _PAIR_LOSS_RECIPES = frozenset({"reward", "dpo"})
@@ -36,6 +38,8 @@ _HEADLINES = {
     "tag": ("eval_entity_f1", "eval_loss"),
     "answer": ("eval_answer_f1", "eval_exact_match"),
     "seq2seq": ("eval_bleu", "eval_chrf"),
+    # its eval_loss is what it trains: the distance from the teacher, mixed with the answers' loss
+    "distill": ("held_out_loss", "teacher_held_out_loss", "eval_divergence"),
     "embed": ("eval_ndcg_at_10", "eval_gain_over_bm25"),
     "search": ("queries", "passages"),
     "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
@@ -129,7 +133,7 @@ def is_result(name: str, recipe: str) -> bool:
         return False
     if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
         return False
-    return name != "eval_loss" or recipe not in REINFORCED
+    return name != "eval_loss" or recipe not in REINFORCED | {"distill"}
 
 
 def rank_of(name: str) -> int:

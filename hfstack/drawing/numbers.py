@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 _METRICS = {
     "eval_loss": ("Held-out loss", "nats/token", "number"),
     "loss": ("Loss", "nats/token", "number"),
+    "held_out_loss": ("Loss of held-out answers", "nats/token", "number"),
+    "teacher_held_out_loss": ("Loss of held-out answers, the teacher's", "nats/token", "number"),
+    "eval_divergence": ("Held-out distance from the teacher", "nats/token", "number"),
     "train_loss": ("Mean training loss", "nats/token", "number"),
     "perplexity": ("Perplexity", "", "number"),
     "eval_perplexity": ("Held-out perplexity", "", "number"),

@@ -14,7 +14,7 @@ _NEXT = {
     "pretrain_clm": "hfstack run generate --model_name_or_path {run}",
     "pretrain_mlm": "hfstack run classify --model_name_or_path {run}",
     "scaling_ladder": "hfstack run scaling_fit --runs {run}",
-    **dict.fromkeys(("sft", "dpo", "orpo", "kto", "ppo", "rloo", "grpo"), _CHAT),
+    **dict.fromkeys(("sft", "distill", "dpo", "orpo", "kto", "ppo", "rloo", "grpo"), _CHAT),
     "embed": "hfstack run search --model_name_or_path {run} --datasets YOUR_FILE",
     "preferences": "hfstack run reward --datasets {run}/train.jsonl",
     "reward": "hfstack run ppo --reward_model {run}",
