@@ -54,7 +54,6 @@ class DemoArgs(FunctionArgs):
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.noise_share < 1:
             raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
         if self.task not in get_args(DemoTask):

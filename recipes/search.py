@@ -81,10 +81,6 @@ class AskArgs:
     format: Literal["jsonl", "csv"] = "jsonl"
     """Of the results."""
 
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ConfigError(f"--top must be at least 1, got {self.top}")
-
 
 @dataclass
 class EncodeArgs:

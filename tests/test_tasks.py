@@ -286,17 +286,26 @@ def test_poems(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_code(run: Run, tmp_path: Path) -> None:
+def test_code(
+    run_recipe: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page as it stands: a model that was trained less writes no program that is rewarded."""
     if reason := why_not_isolated():
         pytest.skip(f"this system gives no namespaces: {reason}")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for command in commands_of(ROOT / "docs" / "tasks" / "code.md"):
-        brief = command.replace("--functions 12000", "--functions 200")
-        brief = brief.replace("--max_rows 200", "--max_rows 4").replace("--max_rows 1500", "")
-        sandboxed = "score" in brief or "rloo" in brief
-        run(f"{brief} --allow_root true" if sandboxed else brief)
-    metrics = read_run(tmp_path / "runs/code_after").metrics
-    assert metrics["code_solutions_pass"] == 1 and metrics["code_problems"] == 4
+        if not command.startswith("hfstack run "):
+            subprocess.run(["bash", "-c", command], check=True)
+            continue
+        recipe, *flags = shlex.split(command)[2:]
+        if recipe in ("rloo", "score"):
+            flags += ["--allow_root", "true"]
+        run_recipe(recipe, "--config", ROOT / "recipes" / f"{recipe}.yaml", *flags)
+
+    found = read_run(tmp_path / "runs/code_after").metrics
+    assert found["code_solutions_pass"] == 1 and found["code_problems"] == 200
+    print({name: value for name, value in found.items() if "pass" in name})
 
 
 def copy_real_data(shared_data: Path, folder: Path) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfstack.errors import ConfigError
-
 
 @dataclass
 class FunctionArgs:
@@ -21,10 +19,6 @@ class FunctionArgs:
     """Rows of functions.jsonl (prompt, test, entry_point, canonical_solution; text is both of
     prompt and solution), and a tenth as many others in functions_test.jsonl; 0 writes none.
     """
-
-    def __post_init__(self) -> None:
-        if self.functions < 0:
-            raise ConfigError(f"functions must be at least 0, got {self.functions}")
 
 
 @dataclass(frozen=True)

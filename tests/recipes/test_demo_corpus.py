@@ -115,5 +115,5 @@ def test_functions_of_the_test_are_in_no_training_file(run_recipe: Callable, tmp
     test = [row["prompt"] for n in "01" for row in rows(tmp_path / n / "functions_test.jsonl")]
     assert (len(train), len(test)) == (600, 60)
     assert not set(train) & set(test)
-    with pytest.raises(ConfigError, match="functions must be at least 0"):
+    with pytest.raises(ConfigError, match="--functions must be 0 or above"):
         run_recipe("demo_corpus", "--functions", -1, "--output_dir", tmp_path / "bad")

@@ -51,12 +51,6 @@ class LossArgs:
     """Shorter embeddings to train with the whole one, such as 256 128 64: the first numbers of it.
     """
 
-    def __post_init__(self) -> None:
-        if self.hard_negatives < 0:
-            raise ConfigError(f"--hard_negatives must be 0 or more, got {self.hard_negatives}")
-        if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ConfigError(f"--mini_batch_size must be at least 1, got {self.mini_batch_size}")
-
 
 def make_loss(
     model: Any,
