@@ -63,13 +63,13 @@ _TABLE = {
     # what is counted: at least one, or none
     "[0, 65535]": "port",
     "[1, inf)": "answers_per_prompt batch_size code_k code_samples code_tokens matryoshka_dims "
-    "mini_batch_size teacher_top_k top "
-    "ddp_bucket_cap_mb max_items min_judgements overlap "
+    "mini_batch_size teacher_top_k top ddp_bucket_cap_mb max_items min_judgements overlap "
     "extraction_tokens pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_max_length "
     "generation_num_beams gradient_accumulation_steps judge_concurrency kl_horizon lora_alpha "
     "lora_r probe_tokens "
+    # lengths and sizes of batches
     "max_answer_tokens max_completion_length max_length max_new_tokens max_pairs_per_prompt "
     "max_prompt_length max_source_length max_target_length max_tokens_per_microbatch "
     "min_frequency minhash_permutations model_max_length n_best "
@@ -83,8 +83,7 @@ _TABLE = {
     "-1 or [1, inf)": "max_steps",
     "[-1, inf)": "local_rank top_k",
     "[0, inf)": "answer_rows answer_tokens blank_runs code_temperature functions hard_negatives "
-    "student_layers "
-    "critic_warmup_rollouts dataloader_num_workers "
+    "student_layers critic_warmup_rollouts dataloader_num_workers "
     "draws extraction_texts harness_examples instructions judge_price log_completions max_rows "
     "probe_rows prompt_tokens pseudo_perplexity_texts "
     "rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "

@@ -69,10 +69,14 @@ def import_what_it_needs(recipe: Path) -> None:
 def serve(path: str, environment: dict[str, str]) -> dict[str, Any] | None:
     """Fork a run for each request; return the request in the fork."""
     listener = socket.socket(socket.AF_UNIX)
-    # The name appears when the socket is ready; the folder around it belongs to this user alone.
-    listener.bind(f"{path}.new")
+    # Whoever may connect may run what this user may run: nobody else, wherever the socket lies.
+    before = os.umask(0o177)
+    try:
+        listener.bind(f"{path}.new")
+    finally:
+        os.umask(before)
     listener.listen()
-    Path(f"{path}.new").rename(path)
+    Path(f"{path}.new").rename(path)  # the name appears when the socket is ready
 
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)

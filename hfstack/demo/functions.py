@@ -39,6 +39,8 @@ _NUMBER: list[Callable[[int], _Step]] = [
     lambda n: _Step("change the sign", "x = -x", lambda x: -x),
     lambda n: _Step(f"take at most {n}", f"x = min(x, {n})", lambda x: min(x, n)),
 ]
+
+# of lists of whole numbers
 _LIST: list[Callable[[int], _Step]] = [
     lambda n: _Step(f"add {n} to each", f"x = [y + {n} for y in x]", lambda x: [y + n for y in x]),
     lambda n: _Step(
@@ -56,6 +58,8 @@ _LIST: list[Callable[[int], _Step]] = [
     lambda n: _Step("reverse them", "x = x[::-1]", lambda x: x[::-1]),
     lambda n: _Step(f"keep the first {n}", f"x = x[:{n}]", lambda x: x[:n]),
 ]
+
+# of texts
 _TEXT: list[Callable[[int], _Step]] = [
     lambda n: _Step("reverse it", "x = x[::-1]", lambda x: x[::-1]),
     lambda n: _Step("make it upper case", "x = x.upper()", lambda x: x.upper()),

@@ -7,6 +7,9 @@ from hfstack.drawing.numbers import Figure, metric
 REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 """Recipes whose loss is a surrogate, which says nothing about the model."""
 
+# Of a distilled model the loss is its distance from the teacher, whatever both are worth.
+_WITHOUT_OWN_LOSS = REINFORCED | {"distill"}
+
 TOKEN_LOSS_RECIPES = frozenset(
     {"pretrain_clm", "pretrain_mlm", "sft", "distill", "evaluate_lm", "seq2seq"}
 )
@@ -57,6 +60,7 @@ _ANY_HEADLINE = (
 
 # Whoever measured it.
 _MOST_TELLING = (
+    # of reinforcement learning and rewards
     "win_rate",
     "win_rate_length_controlled",
     "eval_reward",
@@ -64,6 +68,7 @@ _MOST_TELLING = (
     "eval_ended_share",
     "eval_accuracy",
     "eval_gain_over_length",
+    # of classes, spans and losses
     "eval_f1",
     "eval_matthews",
     "eval_entity_f1",
@@ -74,6 +79,7 @@ _MOST_TELLING = (
     "bits_per_byte",
     "token_accuracy",
     "eval_calibration_error",
+    # of generated texts and of search
     "rougeL",
     "bleu",
     "eval_rougeL",
@@ -133,7 +139,7 @@ def is_result(name: str, recipe: str) -> bool:
         return False
     if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
         return False
-    return name != "eval_loss" or recipe not in REINFORCED | {"distill"}
+    return name != "eval_loss" or recipe not in _WITHOUT_OWN_LOSS
 
 
 def rank_of(name: str) -> int:

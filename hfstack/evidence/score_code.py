@@ -205,6 +205,8 @@ def _record(
     each = iter(outcomes)
     counts: list[tuple[int, int]] = []
     reasons: Counter[str] = Counter()
+
+    # one line for each program
     file = f"{prefix}programs.jsonl"
     with write_jsonl(run.output_dir / file) as add:
         for problem, own in zip(problems, answers, strict=True):
@@ -217,6 +219,7 @@ def _record(
                 add(row | {"reason": outcome.reason})
             counts.append((len(own), passed))
     run.add_artifact(f"{prefix}programs", file)
+
     rows = [[reason, count] for reason, count in reasons.most_common()]
     run.add_table(f"{prefix}programs by what became of them", ["outcome", "programs"], rows)
 

@@ -49,7 +49,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int], option: str) -> Pre
     if getattr(config, "max_window_layers", None) is not None:
         config.max_window_layers = sum(number < config.max_window_layers for number in kept)
 
-    # built anew, since a layer knows its own number, by which caches of generation are kept
+    # a new model, since a layer knows its own number, by which caches of generation are kept
     smaller: Any = AutoModelForCausalLM.from_config(
         config,
         dtype=model.dtype,

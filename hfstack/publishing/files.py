@@ -106,6 +106,7 @@ _BY_KIND: dict[ModelKind, PublishedKind] = {
     ),
     "sequence classifier": replace(_REWARDING, name="classifier"),
     "reward model": _REWARDING,
+    # one answer for each token, span or text
     "token classifier": PublishedKind(
         "tagger", auto_class="AutoModelForTokenClassification", pipeline_tag="token-classification"
     ),
@@ -115,6 +116,7 @@ _BY_KIND: dict[ModelKind, PublishedKind] = {
         pipeline_tag="question-answering",
     ),
     "encoder-decoder": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
+    # loaded by sentence-transformers
     "embedding model": PublishedKind(
         "embedding", auto_class="SentenceTransformer", pipeline_tag="sentence-similarity"
     ),

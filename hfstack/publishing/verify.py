@@ -89,7 +89,7 @@ def check_files(folder: Path, repo: str) -> Publication:
             f"{folder / PUBLICATION} does not list {missing[0]}, which every publication has: it "
             "was shortened"
         )
-    # A list that somebody wrote anew can name what no publication has.
+    # A list that somebody rewrote can name what no publication has.
     refuse_pickles(files, str(folder))
     if code := next((name for name in files if name.lower().endswith(".py")), None):
         raise CheckpointError(f"{folder} has {code}: code, which no publication of hfstack has")

@@ -58,6 +58,7 @@ def server(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "hfstack.cli.warm_server", socket, "report"]
     with subprocess.Popen(command, env=environment) as process:
         wait_until(Path(socket).exists)
+        assert Path(socket).stat().st_mode & 0o077 == 0  # nobody else may have a run started
         yield process
         process.kill()
 

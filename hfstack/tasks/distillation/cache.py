@@ -84,7 +84,7 @@ def number_scored(rows: Dataset, column: str, *, first: int = 0) -> Dataset:
                 following += 1
         return {column: places}
 
-    # all columns are written anew, since TRL packs columns of equal chunks alone
+    # all columns are written again, since TRL packs columns of equal chunks alone
     return rows.map(number, with_indices=True, load_from_cache_file=False, desc="Numbering rows")
 
 

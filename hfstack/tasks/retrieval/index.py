@@ -103,7 +103,7 @@ def build_index(
         embed: of passages.
         text_column: what is embedded.
         keep: columns that are kept beside it, such as an id.
-        identity: what the vectors depend on; what was begun with another is begun anew.
+        identity: what the vectors depend on; an index begun with another starts over.
         model: its name, and `model_hash` of `hash_model`.
         search: "auto" is approximate beyond 100,000 passages.
         part_rows: passages in memory at once.

@@ -37,12 +37,12 @@ _TRAINERS: dict[Kind, str] = {
 
 @dataclass
 class LossArgs:
-    """What a query is told apart from."""
+    """The negatives of a query, and which embeddings are trained."""
 
     mini_batch_size: int | None = None
     """Rows in memory at once, for batches that are larger: their gradients are cached."""
     hard_negatives: int = 0
-    """Passages a row that the model itself finds alike, to be told apart from the right one."""
+    """Hard negatives to mine for each row: the passages that the model itself ranks highest."""
     negative_margin: float = 0.05
     """A mined passage may be right too where it scores above this share below the right one: it is
     left alone.
