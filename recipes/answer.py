@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.places import BadRows
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
@@ -102,7 +103,7 @@ def main(
             columns=columns,
             bad_answers=args.bad_answers,
             sources=[*data_args.datasets, *data_args.eval_datasets],
-            row_counts=counts,
+            bad_rows=BadRows(data_args.on_bad_row, quarantine, counts),
         )
         questions = {name: read(rows, name=name) for name, rows in splits.items()}
 

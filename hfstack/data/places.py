@@ -3,14 +3,21 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from hfstack.data.reading.formats import read_file
 from hfstack.data.reading.layouts import Purpose, standard_rows
+from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source
 from hfstack.errors import DataError
 from hfstack.json_forms import without_nulls
+from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
+
+logger = get_logger(__name__)
 
 RowProblem = tuple[str, int, str]
 """The split, the number of the row in it from 1, and what is wrong."""
@@ -25,6 +32,58 @@ def refuse_rows(problems: Sequence[RowProblem], advice: str = "") -> None:
     """Raise RefusedRows where there are any problems."""
     if problems:
         raise RefusedRows(problems, advice)
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """What becomes of rows that could be read and cannot be used: refused, or left out.
+
+    Args:
+        on_bad_row: `fail` refuses them, `skip` leaves them out, `quarantine` writes them down too.
+        quarantine_file: where to; lines are added to what was written when the files were read.
+        row_counts: counts what is left out.
+    """
+
+    on_bad_row: OnBadRow = "fail"
+    quarantine_file: Path | None = None
+    row_counts: RowCounts | None = None
+
+    def settle(self, split: str, rows: Any, problems: Sequence[RowProblem]) -> None:
+        """Refuse the rows of a split that have a problem, or count and log them.
+
+        Args:
+            rows: of the split, by number from 0.
+
+        Raises:
+            RefusedRows: `on_bad_row` is `fail`.
+        """
+        if not problems:
+            return
+        if self.on_bad_row == "fail":
+            which = "it" if len(problems) == 1 else "them"
+            refuse_rows(problems, f"fix {which}, or leave {which} out with --on_bad_row skip")
+        logger.warning(
+            "%s: left out %d of %d rows that cannot be used, the first because %s",
+            split,
+            len(problems),
+            len(rows),
+            problems[0][2],
+        )
+        if self.row_counts is not None:
+            self.row_counts.leave_out(split, "that cannot be used", len(problems))
+        if self.on_bad_row == "quarantine" and self.quarantine_file is not None:
+            self._write_down(self.quarantine_file, rows, problems)
+
+    def _write_down(self, path: Path, rows: Any, problems: Sequence[RowProblem]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as out:
+            for split, number, detail in problems:
+                text = json.dumps(dict(rows[number - 1]), ensure_ascii=False, default=str)
+                entry = {"split": split, "row": number, "detail": detail, "text": text}
+                out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+REFUSED = BadRows()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import zstandard
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
+from hfstack.data.places import BadRows
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.rows import ReadReport, read_rows
 from hfstack.data.sources import DataArgs, load_splits
@@ -160,16 +161,25 @@ def _load_sft(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
 
 def _load_questions(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
     columns = ("question", "context", "answers")
-    return read_questions(load_splits(args)["train"], columns=columns, name="train")
+    return read_questions(
+        load_splits(args)["train"], columns=columns, name="train", bad_rows=BadRows(args.on_bad_row)
+    )
 
 
 def _load_tags(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
-    return read_sentences(load_splits(args)["train"], tokens_column="tokens", name="train")
+    return read_sentences(
+        load_splits(args)["train"],
+        tokens_column="tokens",
+        name="train",
+        bad_rows=BadRows(args.on_bad_row),
+    )
 
 
 def _load_pairs(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
     columns = ("translation.en", "translation.de")
-    return read_pairs(load_splits(args)["train"], columns, name="train")
+    return read_pairs(
+        load_splits(args)["train"], columns, name="train", bad_rows=BadRows(args.on_bad_row)
+    )
 
 
 def _load_prompts(args: DataArgs, tokenizer: Any, folder: Path) -> Any:

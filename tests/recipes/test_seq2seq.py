@@ -334,7 +334,7 @@ def test_bad_input_is_one_line(
         (
             {"datasets": empty},
             DataError,
-            r"\.jsonl line 4: the source is empty; remove such rows, or --on_bad_row skip",
+            r"\.jsonl line 4: the source is empty; fix it, or leave it out with --on_bad_row skip",
         ),
         ({"datasets": hollow}, DataError, r"\.jsonl line 4: the target is empty"),
         (

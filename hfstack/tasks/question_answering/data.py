@@ -15,11 +15,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
+from hfstack.data.places import REFUSED, BadRows, RowProblem, refuse_rows, rows_by_line
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.row_counts import RowCounts
 from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
@@ -81,7 +80,7 @@ def read_questions(
     bad_answers: BadAnswers = "fail",
     name: str,
     sources: Sequence[Source] = (),
-    row_counts: RowCounts | None = None,
+    bad_rows: BadRows = REFUSED,
 ) -> list[Question]:
     """Return the questions of a split, their answers checked against their texts.
 
@@ -91,7 +90,7 @@ def read_questions(
         bad_answers: an answer that is not where its row says: fail, skip the row, or repair it (the
             nearest place in the context where it is; without one the row is skipped).
         sources: where the rows come from, so that a bad one can be named by file and line.
-        row_counts: gets what is left out, and the names of the columns.
+        bad_rows: what becomes of other rows that cannot be used; its counts get what is left out.
 
     Raises:
         ConfigError: `bad_answers` is no such way.
@@ -135,7 +134,7 @@ def read_questions(
             misplaced.append((name, number, problem))
 
     with rows_by_line({name: cast(Any, rows)}, columns, (), sources):
-        refuse_rows(wrong)
+        bad_rows.settle(name, rows, wrong)
         if bad_answers == "fail":
             refuse_rows(misplaced, "fix such rows, or --bad_answers skip or repair")
 
@@ -146,7 +145,7 @@ def read_questions(
 
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
-    if row_counts is not None:
+    if (row_counts := bad_rows.row_counts) is not None:
         row_counts.leave_out(name, "whose answer is not in its context", len(misplaced))
         row_counts.name_columns(rows.column_names, [*columns, "id"])
     return questions

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from datasets import Dataset
 
-from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
+from hfstack.data.places import REFUSED, BadRows, RowProblem, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -80,8 +80,11 @@ def load_text_pairs(
 
     # rows are refused by the line of their file, whatever has been left out before
     sources = [*data_args.datasets, *data_args.eval_datasets]
+    bad_rows = BadRows(data_args.on_bad_row, quarantine_file, row_counts)
     with rows_by_line(splits, columns[:2], columns[2:], sources):
-        pairs: Pairs = {name: read_text_pairs(rows, args, name) for name, rows in splits.items()}
+        pairs: Pairs = {
+            name: read_text_pairs(rows, args, name, bad_rows) for name, rows in splits.items()
+        }
     row_counts.name_columns(splits["train"].column_names, columns)
 
     if held_out := pairs.get("eval", []):
@@ -91,11 +94,14 @@ def load_text_pairs(
     return pairs, splits.inputs
 
 
-def read_text_pairs(rows: Dataset, args: RowsArgs, name: str) -> list[TextPair]:
+def read_text_pairs(
+    rows: Dataset, args: RowsArgs, name: str, bad_rows: BadRows = REFUSED
+) -> list[TextPair]:
     """Return the pairs of a split.
 
     Args:
         name: of the split, for messages.
+        bad_rows: what becomes of rows that cannot be used.
 
     Raises:
         DataError: as `load_text_pairs`.
@@ -108,23 +114,27 @@ def read_text_pairs(rows: Dataset, args: RowsArgs, name: str) -> list[TextPair]:
         if column not in found:
             raise DataError(f"{name}: no column {column!r}, found {', '.join(found)}; set --{flag}")
 
-    pairs: list[TextPair] = []
+    numbered: dict[int, TextPair] = {}
     problems: list[RowProblem] = []
     for number, row in enumerate(cast(Any, rows), 1):
         try:
-            pairs.append(_read_row(row, args))
+            numbered[number] = _read_row(row, args)
         except DataError as error:
             problems.append((name, number, str(error)))
-    refuse_rows(problems)
 
     # one loss for all rows: it reads either, or neither
     for column, has in (
-        (args.negatives_column, [bool(pair.negatives) for pair in pairs]),
-        (args.score_column, [pair.score is not None for pair in pairs]),
+        (args.negatives_column, lambda pair: bool(pair.negatives)),
+        (args.score_column, lambda pair: pair.score is not None),
     ):
-        if any(has) and not all(has):
-            first = has.index(False) + 1
-            refuse_rows([(name, first, f"{column} is empty, and other rows have one")])
+        lacking = [number for number, pair in numbered.items() if not has(pair)]
+        if len(lacking) < len(numbered):
+            detail = f"{column} is empty, and other rows have one"
+            problems += [(name, number, detail) for number in lacking]
+            numbered = {number: pair for number, pair in numbered.items() if has(pair)}
+
+    bad_rows.settle(name, rows, problems)
+    pairs = list(numbered.values())
     if not pairs:
         raise DataError(f"{name}: no rows")
     return pairs

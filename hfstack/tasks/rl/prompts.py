@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.data.columns import require_columns
-from hfstack.data.places import refuse_rows, rows_by_line
+from hfstack.data.places import BadRows, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
@@ -67,6 +67,7 @@ def load_prompts(
     splits = load_splits(named, quarantine_file=quarantine_file, row_counts=row_counts)
 
     sources = [*data_args.datasets, *data_args.eval_datasets]
+    bad_rows = BadRows(data_args.on_bad_row, quarantine_file, row_counts)
     for split, rows in splits.items():
         require_columns(rows, {column}, recipe=recipe)
         as_read: Any = rows
@@ -93,7 +94,12 @@ def load_prompts(
             if (problem := _row_problem(row, beside=beside))
         ]
         with rows_by_line({split: as_read}, [column], (), sources):
-            refuse_rows(problems)
+            bad_rows.settle(split, rows, problems)
+        if problems:
+            left_out = {number - 1 for _, number, _ in problems}
+            rows = rows.select([index for index in range(len(rows)) if index not in left_out])
+            if not len(rows):
+                raise DataError(f"{split}: no prompt is left of {len(problems)}")
 
         # JSON because Arrow would give every turn the keys of all turns, and templates read them
         if chat:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
+from hfstack.data.places import REFUSED, BadRows, RowProblem, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -65,13 +65,13 @@ def load_pairs(
         by_source, {*outer, *columns}, quarantine_file=quarantine_file, row_counts=row_counts
     )
 
-    skip_empty = data_args.on_bad_row != "fail"
+    bad_rows = BadRows(data_args.on_bad_row, quarantine_file, row_counts)
     found = set(splits["train"].column_names)
     read = [each if each in found else part for each, part in zip(columns, outer, strict=True)]
     sources = [*data_args.datasets, *data_args.eval_datasets]
     with rows_by_line(splits, read, (), sources):
         pairs = {
-            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=row_counts)
+            name: read_pairs(rows, columns, name=name, bad_rows=bad_rows)
             for name, rows in splits.items()
         }
     return pairs, splits.inputs
@@ -82,8 +82,7 @@ def read_pairs(
     columns: tuple[str, str],
     *,
     name: str,
-    skip_empty: bool = False,
-    row_counts: RowCounts | None = None,
+    bad_rows: BadRows = REFUSED,
 ) -> list[Pair]:
     """Return the pairs of source and targets of a split.
 
@@ -91,12 +90,11 @@ def read_pairs(
         columns: of the source and the target; `translation.en` is the part `en` of the mapping in
             `translation`.
         name: of the split, for messages.
-        skip_empty: leave out rows with an empty source or without any target, instead of refusing
-            them.
-        row_counts: gets what is left out, and the names of the columns.
+        bad_rows: what becomes of rows with an empty source, without any target, or with a value
+            that is no text.
 
     Raises:
-        DataError: a column is missing, a value is no text, a text is empty, or no row is left.
+        DataError: a column is missing, a row cannot be used, or no row is left.
     """
     for column, what in zip(columns, ("source", "target"), strict=True):
         if column not in rows.column_names and column.partition(".")[0] not in rows.column_names:
@@ -106,44 +104,28 @@ def read_pairs(
             )
 
     pairs: list[Pair] = []
-    empty: list[RowProblem] = []
-    wrong: list[RowProblem] = []
-
+    problems: list[RowProblem] = []
     for number, row in enumerate(cast(Any, rows), 1):
         try:
-            source, targets = _read_row(row, columns)
+            pairs.append(_read_row(row, columns))
         except DataError as error:
-            wrong.append((name, number, str(error)))
-            continue
+            problems.append((name, number, str(error)))
 
-        if source and targets:
-            pairs.append(Pair(source, targets))
-        else:
-            empty.append((name, number, f"the {'target' if source else 'source'} is empty"))
-
-    refuse_rows(wrong)
-    if not skip_empty:
-        refuse_rows(empty, "remove such rows, or --on_bad_row skip")
-
-    if empty:
-        logger.warning(
-            "%s: left out %d of %d rows whose source or target is empty",
-            name,
-            len(empty),
-            len(rows),
-        )
-
+    bad_rows.settle(name, rows, problems)
     if not pairs:
         raise DataError(f"{name}: no row is left of {len(rows)}")
-    if row_counts is not None:
-        row_counts.leave_out(name, "empty", len(empty))
+    if bad_rows.row_counts is not None:
         used = [column for each in columns for column in (each, each.partition(".")[0])]
-        row_counts.name_columns(rows.column_names, used)
+        bad_rows.row_counts.name_columns(rows.column_names, used)
     return pairs
 
 
-def _read_row(row: Mapping[str, Any], columns: tuple[str, str]) -> tuple[str, list[str]]:
-    """Return the source and the targets of a row, without what is blank."""
+def _read_row(row: Mapping[str, Any], columns: tuple[str, str]) -> Pair:
+    """Return the source and the targets of a row, without targets that are blank.
+
+    Raises:
+        DataError: a value is no text, or a text is empty.
+    """
     source, target = (column_value(row, column) for column in columns)
     if not isinstance(source, str | None):
         raise DataError(f"{columns[0]} is {str(source)[:40]!r}, not text")
@@ -152,8 +134,11 @@ def _read_row(row: Mapping[str, Any], columns: tuple[str, str]) -> tuple[str, li
     if not isinstance(listed, list) or not all(isinstance(text, str | None) for text in listed):
         raise DataError(f"{columns[1]} is {str(target)[:40]!r}, not text or a list of texts")
 
-    kept = source if source and source.strip() else ""
-    return kept, [text for text in listed if text and text.strip()]
+    targets = [text for text in listed if text and text.strip()]
+    for what, text in (("source", source and source.strip()), ("target", targets)):
+        if not text:
+            raise DataError(f"the {what} is empty")
+    return Pair(cast(str, source), targets)
 
 
 def column_value(row: Mapping[str, Any], column: str) -> Any:

@@ -17,7 +17,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import RowProblem, refuse_rows, rows_by_line
+from hfstack.data.places import REFUSED, BadRows, RowProblem, refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -86,6 +86,7 @@ def load_sentences(
     columns = {tokens_column, *tags_columns(tags_column)}
     splits = load_splits(by_words, columns, quarantine_file=quarantine_file, row_counts=row_counts)
     sources = [*data_args.datasets, *data_args.eval_datasets]
+    bad_rows = BadRows(data_args.on_bad_row, quarantine_file, row_counts)
 
     with rows_by_line(splits, [tokens_column], tags_columns(tags_column), sources):
         sentences = {
@@ -95,7 +96,7 @@ def load_sentences(
                 tags_column=tags_column,
                 tag_names=tag_names,
                 name=name,
-                row_counts=row_counts,
+                bad_rows=bad_rows,
             )
             for name, rows in splits.items()
         }
@@ -114,7 +115,7 @@ def read_sentences(
     tags_column: str | None = None,
     tag_names: Sequence[str] = (),
     name: str,
-    row_counts: RowCounts | None = None,
+    bad_rows: BadRows = REFUSED,
 ) -> list[Sentence]:
     """Return the sentences of a split, tags by name.
 
@@ -122,8 +123,8 @@ def read_sentences(
     `tag_names` in order.
 
     Raises:
-        DataError: a column is missing, a row has no word, other than one tag a word, or a tag that
-            has no name.
+        DataError: a column is missing, no row is left, or `bad_rows` refuses a row that has no
+            word, other than one tag a word, or a tag that has no name.
     """
     found = rows.column_names
     tags_column = next((one for one in tags_columns(tags_column) if one in found), None)
@@ -135,8 +136,8 @@ def read_sentences(
             "--tokens_column and --tags_column"
         )
 
-    if row_counts is not None:
-        row_counts.name_columns(found, [tokens_column, tags_column])
+    if bad_rows.row_counts is not None:
+        bad_rows.row_counts.name_columns(found, [tokens_column, tags_column])
 
     # What the data declares comes first: its numbers mean nothing else.
     inner: Any = getattr(rows.features[tags_column], "feature", None)
@@ -152,7 +153,9 @@ def read_sentences(
         except DataError as error:
             problems.append((name, number, str(error)))
 
-    refuse_rows(problems)
+    bad_rows.settle(name, rows, problems)
+    if not sentences:
+        raise DataError(f"{name}: no sentence is left of {len(rows)}")
     return sentences
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hfstack.data.places import BadRows
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.parallel import join_parallel, language_of
 from hfstack.data.reading.rows import read_rows
@@ -52,7 +53,7 @@ def test_files_named_one_by_one_are_rows_of_both(folder: Path) -> None:
         DataError, match="^2 rows .*: train row 2: the source is empty; train row 6"
     ):
         read_pairs(splits["train"], ("en", "de"), name="train")
-    pairs = read_pairs(splits["train"], ("en", "de"), name="train", skip_empty=True)
+    pairs = read_pairs(splits["train"], ("en", "de"), name="train", bad_rows=BadRows("skip"))
     assert pairs[:2] == [
         Pair("A cat.", ["Eine Katze."]),
         Pair("Two\u2028dogs, three\x85birds.", ["Zwei Hunde, drei Vögel."]),

@@ -8,6 +8,7 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from hfstack.data.places import BadRows
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.seq2seq.data import (
     Pair,
@@ -97,12 +98,14 @@ def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
         [{"t": {"en": "a", "de": ["b", " ", "c"]}}, {"t": {"en": None, "de": ["d"]}}]
     )
     with caplog.at_level(logging.WARNING):
-        assert read_pairs(rows, ("t.en", "t.de"), name="train", skip_empty=True) == [
+        assert read_pairs(rows, ("t.en", "t.de"), name="train", bad_rows=BadRows("skip")) == [
             Pair("a", ["b", "c"])
         ]
-    assert "left out 1 of 2 rows whose source or target is empty" in caplog.text
+    assert (
+        "left out 1 of 2 rows that cannot be used, the first because the source is" in caplog.text
+    )
     with pytest.raises(
-        DataError, match=r"train row 2: the source is empty; remove such rows, or --on_bad"
+        DataError, match=r"train row 2: the source is empty; fix it, or leave it out with --on_bad"
     ):
         read_pairs(rows, ("t.en", "t.de"), name="train")
     with pytest.raises(
@@ -116,7 +119,7 @@ def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
         read_pairs(rows, ("t", "t.de"), name="train")
     empty = Dataset.from_list([{"source": "a", "target": ""}])
     with pytest.raises(DataError, match="train: no row is left of 1"):
-        read_pairs(empty, ("source", "target"), name="train", skip_empty=True)
+        read_pairs(empty, ("source", "target"), name="train", bad_rows=BadRows("skip"))
     assert column_value({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
 
 
