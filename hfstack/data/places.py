@@ -36,7 +36,7 @@ def refuse_rows(problems: Sequence[RowProblem], advice: str = "") -> None:
 
 @dataclass(frozen=True)
 class BadRows:
-    """What becomes of rows that could be read and cannot be used: refused, or left out.
+    """What becomes of rows that read well and cannot be used: refused, or left out.
 
     Args:
         on_bad_row: `fail` refuses them, `skip` leaves them out, `quarantine` writes them down too.
