@@ -22,7 +22,8 @@ from hfstack.evidence.training_text import TrainingTextArgs, check_training_text
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.metrics import bootstrap_interval, compute_metrics, score_documents
+from hfstack.tasks.causal_lm.document_scores import bootstrap_interval, score_documents
+from hfstack.tasks.causal_lm.metrics import compute_metrics
 
 
 @dataclass

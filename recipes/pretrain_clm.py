@@ -26,9 +26,9 @@ from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.document_scores import derived_metrics
 from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
-from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
 from hfstack.training.auto_compile import AutoCompile, AutoCompileArgs
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping

@@ -27,8 +27,8 @@ from hfstack.row_counts import RowCounts
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
+from hfstack.tasks.causal_lm.document_scores import derived_metrics
 from hfstack.tasks.causal_lm.ladder import rung_arguments, rung_metrics, rung_throughput
-from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems

@@ -22,7 +22,7 @@ from hfstack.models.context import context_length
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
-from hfstack.tasks.causal_lm.metrics import perplexity
+from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form

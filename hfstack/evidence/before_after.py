@@ -34,8 +34,8 @@ from hfstack.models.context import context_length
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.document_scores import score_documents
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
-from hfstack.tasks.causal_lm.metrics import score_documents
 from hfstack.tasks.causal_lm.prompt_format import PromptKind
 from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.preferences.rows import tools_of

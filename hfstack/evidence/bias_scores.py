@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.context import context_length
-from hfstack.tasks.causal_lm.metrics import score_documents
+from hfstack.tasks.causal_lm.document_scores import score_documents
 from hfstack.tasks.masked_lm.model import logits_where
 from hfstack.tokens.fast_encoding import document_start_id
 from hfstack.tokens.seams import encode_joined

@@ -30,14 +30,14 @@ from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, read_run
-from hfstack.tasks.causal_lm.generate import Completion
-from hfstack.tasks.causal_lm.metrics import (
+from hfstack.tasks.causal_lm.document_scores import (
     DocumentScore,
     bootstrap_interval,
-    compute_metrics,
     perplexity,
     score_documents,
 )
+from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.tasks.causal_lm.metrics import compute_metrics
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.masked_lm.masking import MaskedBlocks, pack_masked_splits
 from hfstack.tasks.masked_lm.metrics import (

@@ -20,7 +20,8 @@ from hfstack.errors import CheckpointError
 from hfstack.models.context import context_length
 from hfstack.models.sequence_head import register_classifier
 from hfstack.publishing.files import SENTENCE_TRANSFORMERS, TOKENIZER, PublishedKind
-from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
+from hfstack.tasks.causal_lm.document_scores import score_documents
+from hfstack.tasks.causal_lm.metrics import compute_metrics
 
 NUMBER_TOLERANCE = 2e-3  # relative: other processors add in another order
 # Never change this text: published numbers were measured on it.

@@ -19,7 +19,7 @@ from datasets import Features, Value
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
-from hfstack.tasks.causal_lm.metrics import DocumentScore, perplexity
+from hfstack.tasks.causal_lm.document_scores import DocumentScore, perplexity
 from hfstack.tasks.masked_lm.masking import MaskedBlocks
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 

@@ -20,8 +20,8 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
-from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.shared.text_overlap import text_overlap
 from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 from hfstack.training.callbacks import SampleTable

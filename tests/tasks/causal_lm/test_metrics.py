@@ -12,16 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import DataError
-from hfstack.tasks.causal_lm.metrics import (
-    BitsPerByte,
+from hfstack.tasks.causal_lm.document_scores import (
     DocumentScore,
-    Perplexity,
-    TokenAccuracy,
     bootstrap_interval,
-    compute_metrics,
     derived_metrics,
     score_documents,
     split_into_windows,
+)
+from hfstack.tasks.causal_lm.metrics import (
+    BitsPerByte,
+    Perplexity,
+    TokenAccuracy,
+    compute_metrics,
 )
 from tests.conftest import SENTENCES
 
