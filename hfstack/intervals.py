@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes half a second to import
 
 from hfstack.errors import DataError
 
@@ -97,7 +97,7 @@ def share_interval(
         effect = max(1.0, sum(d * d for d in deviations.values()) / (count * mean * (1 - mean)))
 
     count /= effect
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     shrinkage = 1 + z * z / count
     middle = (mean + z * z / (2 * count)) / shrinkage
     deviation = math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
@@ -146,7 +146,7 @@ def gain_interval(
         sums[index if groups is None else groups[index]] += difference - mean
 
     root = math.sqrt(sum(value * value for value in sums.values()))
-    half = float(norm.ppf(0.975)) * root / len(differences)
+    half = float(ndtri(0.975)) * root / len(differences)
     return mean - half, mean + half
 
 
@@ -164,6 +164,6 @@ def expanded_percentiles(
         freedom: points less fitted parameters, at least 1.
         level: of the interval, in (0, 1).
     """
-    tail = float(norm.cdf(t.ppf((1 - level) / 2, max(1, freedom))))
+    tail = float(ndtr(stdtrit(max(1, freedom), (1 - level) / 2)))
     low, high = numpy.quantile(draws, [tail, 1 - tail])
     return Interval(float(low), float(high))

@@ -84,6 +84,8 @@ def execute(launch: Launch) -> Ending:
         may_be_warm = launch.launcher == "python" and log is None
         process = start_warm(command, environment, say) if may_be_warm else None
         if process is None:
+            if launch.launcher == "python":
+                command = [command[0], "-P", "-m", "hfstack.cli.start", *command[1:]]
             process = subprocess.Popen(
                 command,
                 env=environment,

@@ -9,11 +9,9 @@ It ends with the shell that started it, and a run ends (and saves) when it does.
 machines without a GPU, whose driver does not survive a fork.
 """
 
-import ast
 import contextlib
 import ctypes
 import gc
-import importlib
 import os
 import runpy
 import selectors
@@ -23,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hfstack.cli.start import cheaper_imports, import_what_it_needs
 from hfstack.cli.warm import receive_with_files, send
 from hfstack.shipped import RECIPES
 
@@ -41,29 +40,15 @@ def main() -> None:
     # Ctrl-C reaches the whole group of a terminal; `hfstack run` forwards it to the recipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    for recipe in recipes:
-        import_what_it_needs(RECIPES / f"{recipe}.py")
-    # Collected now and never visited again, so that forks go on sharing these pages.
-    gc.collect()
-    gc.freeze()
+    with cheaper_imports():
+        for recipe in recipes:
+            import_what_it_needs(RECIPES / f"{recipe}.py")
+        # Collected once and never visited again, so that forks go on sharing these pages.
+        gc.collect()
 
     request = serve(path, started_with)
     if request is not None:
         run(request)
-
-
-def import_what_it_needs(recipe: Path) -> None:
-    """Import the modules and names that a recipe imports, without running it."""
-    for node in ast.parse(recipe.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                importlib.import_module(alias.name)
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                # Lazy packages import a part when its name is asked for.
-                if not hasattr(module, alias.name):
-                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def serve(path: str, environment: dict[str, str]) -> dict[str, Any] | None:

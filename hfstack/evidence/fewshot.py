@@ -31,7 +31,6 @@ from hfstack.tasks.causal_lm.prompt_format import PromptKind, encode_prompt
 from hfstack.tasks.classification.calibration import cross_fitted_temperatures
 from hfstack.tasks.classification.metrics import SINGLE, measure
 from hfstack.tasks.sft.answers import answer_greedily, answer_losses
-from hfstack.tasks.shared.text_overlap import text_overlap
 from hfstack.tokens.seams import answer_opening, encode_behind
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
@@ -429,6 +428,9 @@ def _score_texts(
     texts = [_until(one.completion, task.stop) for one in answers]
     references = [_references(row, task) for row in rows]
     right = numpy.array([text in own for text, own in zip(texts, references, strict=True)])
+
+    # evaluate takes half a second to import, and choices do without it
+    from hfstack.tasks.shared.text_overlap import text_overlap
 
     def measure_rows(indices: Sequence[int]) -> dict[str, float]:
         hits = [float(right[i]) for i in indices]

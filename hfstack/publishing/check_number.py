@@ -21,7 +21,6 @@ from hfstack.models.context import context_length
 from hfstack.models.sequence_head import register_classifier
 from hfstack.publishing.files import SENTENCE_TRANSFORMERS, TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.document_scores import score_documents
-from hfstack.tasks.causal_lm.metrics import compute_metrics
 
 NUMBER_TOLERANCE = 2e-3  # relative: other processors add in another order
 # Never change this text: published numbers were measured on it.
@@ -74,6 +73,9 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
             stride=max(1, length // 2),
             batch_size=1,
         )
+        # takes half a second to import, which every Trainer would pay
+        from hfstack.tasks.causal_lm.metrics import compute_metrics
+
         return "check_bits_per_byte", float(compute_metrics(scores)["bits_per_byte"])
 
     # any other model: the mean size of its logits

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes half a second to import
 
 from hfstack.errors import DataError
 from hfstack.intervals import Interval
@@ -43,7 +43,7 @@ class PowerLaw:
         if self.points <= 2 or not self.spread:
             return None
         far = (np.log(x) - self.center) ** 2 / self.spread
-        quantile = stats.t.ppf(0.975, self.points - 2)
+        quantile = stdtrit(self.points - 2, 0.975)
         width = quantile * self.residual_std * np.sqrt(1 + 1 / self.points + far)
         middle = self.predict(x)
         return Interval(float(middle * np.exp(-width)), float(middle * np.exp(width)))
@@ -89,7 +89,7 @@ def fit_power_law(
     residual_std, interval = 0.0, None
     if freedom > 0:
         residual_std = float(np.sqrt(left / freedom))
-        reach = float(stats.t.ppf(0.975, freedom) * residual_std / np.sqrt(spread))
+        reach = float(stdtrit(freedom, 0.975) * residual_std / np.sqrt(spread))
         interval = Interval(exponent - reach, exponent + reach)
 
     return PowerLaw(

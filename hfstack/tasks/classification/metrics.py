@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
-from scipy.stats import rankdata
 
 from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.tasks.classification.calibration import (
@@ -219,6 +218,8 @@ def _f1(hits: Any, wanted: Any, given: Any) -> Any:
 
 
 def _number_scores(said: Array, true: Array) -> dict[str, float]:
+    from scipy.stats import rankdata  # takes half a second, which labels do not need
+
     errors = said - true
     return {
         "pearson": _correlation(said, true),

@@ -12,7 +12,6 @@ from collections.abc import Hashable, Sequence
 from statistics import fmean, pstdev
 
 import numpy
-from scipy.stats import spearmanr
 
 from hfstack.intervals import gain_interval, share_interval, wins
 
@@ -58,6 +57,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Return Spearman's correlation of ranks, 0 where one of them does not vary."""
     if len(set(first)) < 2 or len(set(second)) < 2:
         return 0.0
+    from scipy.stats import spearmanr  # takes half a second, which few runs need
+
     return float(numpy.asarray(spearmanr(first, second))[0])
 
 

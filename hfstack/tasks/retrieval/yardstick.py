@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from scipy.stats import spearmanr
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.intervals import bootstrap_intervals
@@ -178,6 +177,8 @@ class Yardstick:
             given, found = given[drawn], found[drawn]
         if given.min() == given.max() or found.min() == found.max():
             return float("nan")
+        from scipy.stats import spearmanr  # takes half a second, which few runs need
+
         return float(spearmanr(found, given).statistic)  # pyright: ignore
 
     def _correlations(self, measured: dict[str, numpy.ndarray]) -> dict[str, float]:

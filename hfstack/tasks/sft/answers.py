@@ -22,7 +22,6 @@ from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
-from hfstack.tasks.shared.text_overlap import text_overlap
 from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 from hfstack.training.callbacks import SampleTable
 
@@ -145,6 +144,9 @@ def describe_answers(answers: Sequence[Completion], references: Sequence[str]) -
 
     The keys are those of `score_answers`.
     """
+    # evaluate takes half a second to import, and it is needed after the training
+    from hfstack.tasks.shared.text_overlap import text_overlap
+
     overlap = text_overlap([one.completion for one in answers], references)
     return overlap | {
         "finished_share": sum(one.finished for one in answers) / len(answers),

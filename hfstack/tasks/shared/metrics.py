@@ -23,7 +23,6 @@ from typing import Any, Literal
 import datasets
 import evaluate
 import numpy
-from scipy.stats import pearsonr, spearmanr
 
 from hfstack.errors import ConfigError, MissingExtraError
 
@@ -130,6 +129,8 @@ class Pearson(_LocalMetric):
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
+        from scipy.stats import pearsonr  # takes half a second, which few runs need
+
         varies = min(len(set(predictions)), len(set(references))) > 1
         return {
             "pearson": float(numpy.asarray(pearsonr(references, predictions))[0]) if varies else 0.0
@@ -147,6 +148,8 @@ class Spearman(_LocalMetric):
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
+        from scipy.stats import spearmanr  # takes half a second, which few runs need
+
         varies = min(len(set(predictions)), len(set(references))) > 1
         return {
             "spearman": float(numpy.asarray(spearmanr(references, predictions))[0])
