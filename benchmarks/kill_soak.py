@@ -1,6 +1,6 @@
 """Kill training runs with SIGKILL, resume them, and compare with undisturbed ones.
 
-    python benchmarks/kill_soak.py                                    # 60 kills over four recipes
+    python benchmarks/kill_soak.py                                    # 60 kills over all recipes
     python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
     python benchmarks/kill_soak.py --recipes pretrain_clm --processes 2   # both are killed at once
 

@@ -2,10 +2,17 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
@@ -77,7 +84,10 @@ def make_inputs(folder: Path) -> Path:
         attention_dropout=0.1,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
+    for name in ("model", "judge"):
+        tokenizer.save_pretrained(folder / name)
 
     # files
     forms = {
@@ -94,6 +104,18 @@ def make_inputs(folder: Path) -> Path:
             }
             for i in range(80)
         ],
+        "labels": [{"text": story, "label": words[i % 2]} for i, story in enumerate(stories)],
+        "tags": [
+            {"tokens": story.split(), "tags": ["O", "O", "B-X", *["O"] * 6]} for story in stories
+        ],
+        "questions": [
+            {
+                "question": f"Who is {i}?",
+                "context": story,
+                "answers": {"text": [words[i % 8]], "answer_start": [story.index(words[i % 8])]},
+            }
+            for i, story in enumerate(stories)
+        ],
     }
     for name, rows in forms.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,7 +129,28 @@ def make_inputs(folder: Path) -> Path:
         "n_positions": 128,
         "vocab_size": len(tokenizer),
     }
-    (folder / "gpt2.json").write_text(json.dumps(gpt2))
+    bert = {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "max_position_embeddings": 128,
+        "vocab_size": len(tokenizer),
+    }
+    bart = {
+        "model_type": "bart",
+        "architectures": ["BartForConditionalGeneration"],
+        "d_model": 64,
+        **{f"{part}_layers": 1 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 128 for part in ("encoder", "decoder")},
+        "max_position_embeddings": 128,
+        "vocab_size": len(tokenizer),
+    }
+    for name, config in {"gpt2": gpt2, "bert": bert, "bart": bart}.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
     return folder
 
 
@@ -166,13 +209,15 @@ def pair_flags(inputs: Path) -> Flags:
 def ppo_flags(inputs: Path) -> Flags:
     """Return the flags of PPO with two optimizer steps a rollout.
 
-    The policy is an adapter with dropout, the critic a model of its own, the reward a function.
+    The policy is an adapter with dropout, critic and reward are models of their own.
     """
     return {
         "model_name_or_path": inputs / "model",
         "datasets": inputs / "chat.jsonl",
         "eval_fraction": 0.1,
         "as_chat": "false",
+        "reward_model": inputs / "judge",
+        "dataloader_pin_memory": None,
         "max_steps": None,
         "total_episodes": 64,
         "per_device_train_batch_size": 4,
@@ -188,6 +233,69 @@ def ppo_flags(inputs: Path) -> Flags:
     }
 
 
+def group_flags(inputs: Path) -> Flags:
+    """Return the flags of RLOO and GRPO: groups of four answers to a prompt."""
+    only_ppo = ("total_episodes", "num_mini_batches", "num_ppo_epochs", "critic_warmup_rollouts")
+    flags = ppo_flags(inputs) | {"num_generations": 4} | dict.fromkeys(only_ppo)
+    del flags["max_steps"]  # those of all recipes
+    return flags
+
+
+def masked_flags(inputs: Path) -> Flags:
+    """Return the flags of a masked model from scratch, which masks anew in each epoch."""
+    own: Flags = {"model_name_or_path": inputs / "bert.json", "sample_tokens": None}
+    return pretrain_flags(inputs) | own | {"pseudo_perplexity_texts": 0}
+
+
+def task_flags(inputs: Path, form: str) -> Flags:
+    """Return the flags of a new head on a model with dropout: classes, tags or spans."""
+    return {
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / f"{form}.jsonl",
+        "eval_fraction": 0.1,
+        "per_device_train_batch_size": 4,
+        "attention_dropout": 0.1,
+    }
+
+
+def span_flags(inputs: Path) -> Flags:
+    """Return the flags of a head that finds answers in windows."""
+    return task_flags(inputs, "questions") | {"stride": 16}
+
+
+def seq2seq_flags(inputs: Path) -> Flags:
+    """Return the flags of an encoder-decoder from scratch, which generates when it evaluates."""
+    return {
+        "model_name_or_path": inputs / "bart.json",
+        "tokenizer_name_or_path": inputs / "model",
+        "datasets": inputs / "chat.jsonl",
+        "source_column": "prompt",
+        "target_column": "completion",
+        "eval_fraction": 0.1,
+        "per_device_train_batch_size": 4,
+        "predict_with_generate": "true",
+        "generation_max_length": 8,
+    }
+
+
+def embed_flags(inputs: Path) -> Flags:
+    """Return the flags of a model of search, whose negatives are those of its batch."""
+    return {
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "questions.jsonl",
+        "query_column": "question",
+        "passage_column": "context",
+        "eval_fraction": 0.2,
+        "per_device_train_batch_size": 4,
+    }
+
+
+def distill_flags(inputs: Path) -> Flags:
+    """Return the flags of a student that is its teacher's copy with dropout, on packed rows."""
+    own: Flags = {"teacher_model": inputs / "model", "answer_tokens": 4}
+    return sft_flags(inputs) | own
+
+
 RECIPES: dict[str, Callable[[Path], Flags]] = {
     "pretrain_clm": pretrain_flags,
     "sft": sft_flags,
@@ -196,4 +304,13 @@ RECIPES: dict[str, Callable[[Path], Flags]] = {
     "orpo": pair_flags,
     "kto": pair_flags,
     "ppo": ppo_flags,
+    "rloo": group_flags,
+    "grpo": group_flags,
+    "pretrain_mlm": masked_flags,
+    "classify": partial(task_flags, form="labels"),
+    "tag": partial(task_flags, form="tags"),
+    "answer": span_flags,
+    "seq2seq": seq2seq_flags,
+    "embed": embed_flags,
+    "distill": distill_flags,
 }
