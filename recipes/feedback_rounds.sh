@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Rounds of human feedback: the policy answers, people judge, a reward model learns from the
 # judgements of all rounds, PPO trains the last policy against it with the KL to the first, the win
-# rate over the first is measured, and the next round begins.
+# rate over the first is measured, and the next round begins. METHOD=rloo trains with RLOO, whose KL
+# is to the last policy; METHOD=dpo the first policy on the judgements of all rounds, and the reward
+# model is only shown.
 #
 #     bash recipes/feedback_rounds.sh STORY [FOLDER]       # judged in the browser
 #     ANNOTATORS=simulated bash recipes/feedback_rounds.sh runs/story runs/rounds
@@ -13,7 +15,14 @@
 set -euo pipefail
 story=${1:?usage: feedback_rounds.sh STORY [FOLDER]}
 out=${2:-runs/rounds}
-rounds=${ROUNDS:-3} labels=${LABELS:-40} seed=${SEED:-0}
+rounds=${ROUNDS:-3} labels=${LABELS:-40} seed=${SEED:-0} method=${METHOD:-ppo}
+case "$method" in
+ppo | rloo | dpo) ;;
+*)
+    echo "METHOD is ppo, rloo or dpo, got $method" >&2
+    exit 1
+    ;;
+esac
 read -ra people <<<"${PEOPLE:-me}"
 first=$story/sft runs=() stores=()
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -46,6 +55,36 @@ stage() { # folder, recipe, options
         resume=(--resume_from_checkpoint last)
     fi
     hfstack run "$recipe" --output_dir "$out/$folder" "$@" "${resume[@]}"
+}
+
+train_by_ppo() { # round
+    stage "ppo$1" ppo --model_name_or_path "$policy" --reference_model "$first" \
+        --reward_model "$out/reward$1" --datasets "$story/prompts/instructions.jsonl" \
+        --eval_fraction $compared --per_device_train_batch_size $answers --seed "$seed" \
+        --per_device_eval_batch_size $answers --gradient_accumulation_steps 1 \
+        --num_mini_batches 1 --num_ppo_epochs 4 --total_episodes $((answers * updates)) \
+        --learning_rate 4e-4 --critic_learning_rate 1e-3 --warmup_steps 0 \
+        --critic_warmup_rollouts 1 --kl_coef 0.1 --lam 1.0 --missing_eos_penalty 0 \
+        --max_tokens_per_microbatch 1000000 --bf16 false --max_completion_length $answer_tokens \
+        --logging_steps 4 --eval_steps $((4 * updates)) --save_steps $((4 * updates))
+}
+
+train_by_rloo() { # round
+    stage "rloo$1" rloo --model_name_or_path "$policy" --reward_model "$out/reward$1" \
+        --datasets "$story/prompts/instructions.jsonl" --eval_fraction $compared \
+        --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
+        --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 \
+        --max_steps $updates --warmup_steps 0 --learning_rate 6e-4 --kl_coef 0.1 --seed "$seed" \
+        --max_tokens_per_microbatch 1000000 --activation_checkpointing false --bf16 false \
+        --max_completion_length $answer_tokens --eval_steps $updates --save_steps $updates
+}
+
+train_by_dpo() { # round
+    stage "dpo$1" dpo --model_name_or_path "$first" --datasets "$out/feedback$1/pairs.jsonl" \
+        --eval_fraction 0.2 --max_length 512 --per_device_train_batch_size 16 \
+        --gradient_accumulation_steps 1 --activation_checkpointing false --seed "$seed" \
+        --max_steps $reward_steps --warmup_steps 0 --learning_rate 2e-4 --bf16 false \
+        --eval_steps $reward_steps --save_steps $reward_steps
 }
 
 # What the win rate is judged by is a rule: people are asked for the same. It is written once,
@@ -86,16 +125,8 @@ for ((round = 1; round <= rounds; round++)); do
         --learning_rate 1e-3 --lr_scheduler_type cosine --eval_steps $reward_steps \
         --save_steps $reward_steps
 
-    stage "ppo$round" ppo --model_name_or_path "$policy" --reference_model "$first" \
-        --reward_model "$out/reward$round" --datasets "$story/prompts/instructions.jsonl" \
-        --eval_fraction $compared --per_device_train_batch_size $answers --seed "$seed" \
-        --per_device_eval_batch_size $answers --gradient_accumulation_steps 1 \
-        --num_mini_batches 1 --num_ppo_epochs 4 --total_episodes $((answers * updates)) \
-        --learning_rate 4e-4 --critic_learning_rate 1e-3 --warmup_steps 0 \
-        --critic_warmup_rollouts 1 --kl_coef 0.1 --lam 1.0 --missing_eos_penalty 0 \
-        --max_tokens_per_microbatch 1000000 --bf16 false --max_completion_length $answer_tokens \
-        --logging_steps 4 --eval_steps $((4 * updates)) --save_steps $((4 * updates))
-    policy=$out/ppo$round
+    "train_by_$method" "$round"
+    policy=$out/$method$round
 
     stage "win_rate$round" win_rate --model_name_or_path "$policy" --reference_model "$first" \
         --eval_fraction $compared --datasets "$story/prompts/instructions.jsonl" \

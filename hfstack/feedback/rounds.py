@@ -9,12 +9,12 @@ from typing import Any
 from hfstack.runs.record import RunRecord, read_run
 from hfstack.tokens.turns import extract_text
 
-# The stages of a round, and what each must have measured.
-_STAGES: dict[str, set[str]] = {
-    "feedback": {"kept"},
-    "reward": set(),
-    "ppo": set(),
-    "win_rate": {"win_rate", "win_rate_low", "win_rate_high"},
+# The stages of a round, the recipes that each may be, and what it must have measured.
+_STAGES: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "feedback": (("feedback",), {"kept"}),
+    "reward": (("reward",), set()),
+    "policy": (("ppo", "rloo", "dpo"), set()),
+    "win_rate": (("win_rate",), {"win_rate", "win_rate_low", "win_rate_high"}),
 }
 _ROUND_COLUMNS = [
     *("round", "rows", "agreement", "reward accuracy", "proxy reward", "KL"),
@@ -30,13 +30,13 @@ def metrics_by_round(records: Mapping[str, RunRecord]) -> list[dict[str, dict[st
     """
 
     def finished(number: int) -> dict[str, dict[str, float]]:
-        found = {stage: records.get(f"{stage}{number}") for stage in _STAGES}
         return {
             stage: record.metrics
-            for stage, record in found.items()
-            if record is not None
-            and (record.recipe, record.status) == (stage, "finished")
-            and record.metrics.keys() >= _STAGES[stage]
+            for stage, (recipes, measured) in _STAGES.items()
+            for recipe in recipes
+            if (record := records.get(f"{recipe}{number}")) is not None
+            and (record.recipe, record.status) == (recipe, "finished")
+            and record.metrics.keys() >= measured
         }
 
     by_round = map(finished, itertools.count(1))
@@ -51,8 +51,8 @@ def round_table(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, list
             f"{found['feedback']['kept']:.0f}",
             _share(found["feedback"].get("agreement")),
             _share(found["reward"].get("eval_accuracy")),
-            _format_number(found["ppo"].get("eval_reward")),
-            _format_number(found["ppo"].get("eval_kl_per_completion")),
+            _format_number(found["policy"].get("eval_reward")),
+            _format_number(found["policy"].get("eval_kl_per_completion")),
             _format_interval(found["win_rate"]),
         ]
         for number, found in enumerate(rounds, 1)
@@ -67,8 +67,16 @@ def verdict_of_rounds(rounds: Sequence[dict[str, dict[str, float]]]) -> str:
 
 def describe_rounds(folder: str | Path, rounds: int) -> str:
     """Return the table of rounds of feedback_rounds.sh, and the verdict."""
-    names = [f"{stage}{number}" for number in range(1, rounds + 1) for stage in _STAGES]
-    found = metrics_by_round({name: read_run(Path(folder) / name) for name in names})
+    names = [
+        f"{recipe}{number}"
+        for number in range(1, rounds + 1)
+        for recipes, _ in _STAGES.values()
+        for recipe in recipes
+    ]
+    paths = {name: Path(folder) / name for name in names}
+    found = metrics_by_round(
+        {name: read_run(path) for name, path in paths.items() if path.is_dir()}
+    )
     table = round_table(found)
 
     lines = [table["columns"], *table["rows"]]

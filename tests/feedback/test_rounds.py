@@ -65,6 +65,11 @@ def test_all_rounds_that_have_ended_are_on_the_page(run_recipe: Any, tmp_path: P
     # the terminal says the same
     assert "2      80    75 %" in describe_rounds(tmp_path, 2)
 
+    # a round may train its policy by other recipes, which measure other things
+    (tmp_path / "ppo2").rename(tmp_path / "gone")
+    write_run(tmp_path / "dpo2", "dpo", metrics={})
+    assert re.search(r"2 +80 +75 % +80 % +- +- +60.0 %", describe_rounds(tmp_path, 2))
+
     write_run(tmp_path / "other" / "reward1", "reward", metrics={"eval_accuracy": 0.8})
     run_recipe("report", "--runs", tmp_path / "other", "--output_dir", tmp_path / "none")
     page = (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
@@ -102,6 +107,21 @@ def test_two_rounds_of_simulated_feedback_close_the_loop(tmp_path: Path) -> None
     written = (out / "ppo2" / "run.json").stat().st_mtime_ns
     run("feedback_rounds.sh", story, out, **tiny)
     assert (out / "ppo2" / "run.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rloo", "dpo"])
+def test_a_round_trains_by_other_methods(tmp_path: Path, method: str) -> None:
+    story, out = tmp_path / "story", tmp_path / "rounds"
+    run("full_story.sh", story, STORY_SIZE="tiny")
+    tiny = {"SIZE": "tiny", "ANNOTATORS": "simulated", "ROUNDS": "1", "LABELS": "24"}
+    printed = run("feedback_rounds.sh", story, out, **tiny, METHOD=method)
+    assert read_run(out / f"{method}1").status == "finished"
+    assert re.search(r"win rate over the first policy\n1 ", printed)
+    assert any(
+        model["path"].startswith(str(out / f"{method}1"))
+        for model in read_run(out / "win_rate1").models
+    )
 
 
 @pytest.mark.slow

@@ -1,14 +1,19 @@
 """Rankings are scored as by hand, and as sentence-transformers scores them."""
 
+import gzip
+import json
 import math
 import random
+from itertools import islice
 from pathlib import Path
 
 import numpy
 import pytest
 
 from hfstack.tasks.retrieval.ranking import (
+    HEADLINE,
     Questions,
+    Tokens,
     compare_rankings,
     make_questions,
     rank_by_bm25,
@@ -112,3 +117,20 @@ def test_intervals_hold_the_mean_and_queries_of_one_passage_together() -> None:
     assert high - low == pytest.approx(2 * width, rel=0.2), "as of 50 queries, not of 200"
     assert together["eval_gain_over_before"] == pytest.approx(mean / 2)
     assert together["eval_gain_over_before_low"] > 0
+
+
+@pytest.mark.shared
+def test_bm25_finds_real_chinese_paragraphs_by_characters(shared_data: Path) -> None:
+    with gzip.open(shared_data / "qa" / "cmrc2018.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, 800)]
+    questions = make_questions(
+        [TextPair(row["question"], row["context"]) for row in rows if row["question"].strip()]
+    )
+    assert len(questions.passages) > 150
+
+    def score(tokens: Tokens) -> float:
+        ranking = rank_by_bm25(questions, tokens=tokens)
+        return float(score_ranking(ranking, questions.relevant)[HEADLINE].mean())
+
+    assert score("auto") == score("characters") > 0.97
+    assert score("words") < 0.5, "sentences are no words"
