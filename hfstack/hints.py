@@ -65,6 +65,9 @@ _ALIASES = {
     "use_vllm": ("rollout_engine",),
     "vllm_importance_sampling_correction": ("tis_cap",),
     "vllm_importance_sampling_cap": ("tis_cap",),
+    "vllm_importance_sampling_clip_max": ("tis_cap",),
+    "vllm_server_host": ("vllm_server_base_url",),
+    "vllm_server_port": ("vllm_server_base_url",),
 }
 
 

@@ -3,8 +3,14 @@ defaults as they are.
 """
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import TrainingArguments
 
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.group_config import GRPOConfig, RLOOConfig
@@ -74,6 +80,20 @@ def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("config", [trl.RLOOConfig, trl.GRPOConfig])
+def test_every_option_of_trls_is_in_the_tables_of_names(config: type[Any]) -> None:
+    recipe = config.__name__.removesuffix("Config").lower()
+    pages = [ROOT / "docs" / "recipes" / f"{name}.md" for name in {"rloo", recipe}]
+    rows = [
+        line
+        for page in pages
+        for line in page.read_text(encoding="utf-8").split("| TRL 1.16 | here |")[1].splitlines()
+    ]
+    named = {name for row in rows if row.startswith("| ") for name in re.findall(r"`(\w+)`", row)}
+    upstream = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {field.name for field in dataclasses.fields(config)} - upstream - named == set()
+
+
 def test_the_defaults_of_groups_are_those_of_the_page(tmp_path: Path) -> None:
     rloo = RLOOConfig(output_dir=str(tmp_path), use_cpu=True)
     grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
@@ -86,4 +106,5 @@ def test_the_defaults_of_groups_are_those_of_the_page(tmp_path: Path) -> None:
         "k3",
         "token",
     )
+    assert grpo.use_bias_correction_kl and not rloo.use_bias_correction_kl
     assert {"rloo", "grpo"} == {rloo.advantage, grpo.advantage}

@@ -196,6 +196,10 @@ class PPOConfig(TrainingArguments):
     """Add the KL to the loss instead of the reward; k1 then means k2, whose gradient is that of the
     KL. None: for grpo and dr_grpo only.
     """
+    use_bias_correction_kl: bool | None = None
+    """Multiply a KL by k3 in the loss by the ratio of its token, so that its gradient is that of
+    the KL. None: wherever k3 is in the loss.
+    """
 
     gamma: float = 1.0
     """Discount of a token."""
@@ -351,6 +355,15 @@ class PPOConfig(TrainingArguments):
         if self.kl_in_loss is None:
             # Dividing by a group's spread would make a KL in the reward as large as the reward.
             self.kl_in_loss = self.advantage in ("grpo", "dr_grpo") and self.kl_coef > 0
+
+        has_k3 = self.kl_in_loss and self.kl_estimator == "k3"
+        if self.use_bias_correction_kl is None:
+            self.use_bias_correction_kl = has_k3
+        if self.use_bias_correction_kl and not has_k3:
+            raise ConfigError(
+                "--use_bias_correction_kl corrects a KL by k3 in the loss, and there is none: set "
+                "--kl_in_loss true and --kl_estimator k3, or drop it"
+            )
 
         if self.loss_aggregation is None:
             by_token = self.importance_sampling_level == "token"

@@ -176,8 +176,9 @@ def shape_experience(
         args, rewards, scored.values, masks, group_size=group_size, spread=spread, reduce=reduce
     )
 
-    # what the updates train on
-    loss_weight, loss_counts = _loss_weights(args, weight)  # (N, T), (N,)
+    # what the updates train on; where nothing else moves the policy, no KL in the loss does
+    counted = weight if args.entropy_coef else noise.without_noise(weight, spread)  # (N, T)
+    loss_weight, loss_counts = _loss_weights(args, counted)  # (N, T), (N,)
     fields = _training_fields(args, scored, tis_cap=tis_cap) | learned | {"weight": weight}
     if loss_weight is not weight:
         fields["loss_weight"] = loss_weight

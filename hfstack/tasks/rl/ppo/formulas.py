@@ -158,6 +158,22 @@ def kl_beyond_rounding(log_probs: Tensor, reference_log_probs: Tensor, kind: str
     return kl * beyond_rounding(log_probs, reference_log_probs)
 
 
+def corrected_kl(kl: Tensor, log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """Return the KL of each token by k3 times pi_new / pi_old of the token.
+
+    Tokens of the old policy that are weighed so are as the new policy's, and the gradient of their
+    mean is that of the KL (DeepSeek-AI 2025, arXiv:2512.02556, section 3.1): of one token it is
+    ratio * log(pi / reference), that of k3 alone only 1 - reference / pi, at most 1.
+
+    Args:
+        kl: by `estimate_kl` with k3, any shape.
+        log_probs: of the same tokens now; gradients flow through it.
+        old_log_probs: when they were sampled.
+    """
+    log_ratio = (log_probs - old_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return kl * log_ratio.exp()
+
+
 def shape_rewards(
     scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None
 ) -> Tensor:

@@ -80,6 +80,8 @@ def ppo_loss(
         # The gradient of k1 in a loss is not that of the KL; k2's is.
         kind = "k2" if args.kl_estimator == "k1" else args.kl_estimator
         kl = formulas.kl_beyond_rounding(outputs.log_probs, fields["reference_log_probs"], kind)
+        if args.use_bias_correction_kl:
+            kl = formulas.corrected_kl(kl, outputs.log_probs, fields["old_log_probs"])
         actor_loss = actor_loss + kl_coef * (kl @ policy_share)
 
     if args.entropy_coef:

@@ -5,8 +5,8 @@ follow what is left. Three things may be left, each with its guard:
 
 - rounding between two passes over the same weights, the sampler's and the reference's: a KL within
   it is neither penalised in the reward nor part of the loss (`beyond_rounding`);
-- rounding, and the errors of a critic, while all scores so far are equal: there are no advantages
-  (`without_noise`);
+- rounding, in bf16 far above that, and the errors of a critic, while all scores so far are equal:
+  there are no advantages, and no KL in the loss (`without_noise`);
 - the same where only this rollout's scores are equal: whitening divides by a share of the spread
   of all scores so far at least (`smallest_divisor`).
 
@@ -47,6 +47,6 @@ def smallest_divisor(spread: float) -> float:
     return SMALLEST_SPREAD_SHARE * spread
 
 
-def without_noise(advantages: Tensor, spread: float) -> Tensor:
-    """Return the advantages, or zeros while the spread of all scores so far is 0."""
-    return advantages if spread > 0 else torch.zeros_like(advantages)
+def without_noise(values: Tensor, spread: float) -> Tensor:
+    """Return advantages or weights, zeros while the spread of all scores so far is 0."""
+    return values if spread > 0 else torch.zeros_like(values)

@@ -5,6 +5,8 @@ clipped. TRL's trainers compute everything themselves but what is sampled.
 """
 
 import copy
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from tests.tiny_ppo import FixedEngine, prompts, trainer
 
-GROUP = 4
+GROUP, EOS = 4, 0
+# nats by which the probabilities of a token are apart from those of an untrained model
+SAMPLER = -math.log(300)
 BETA = 0.3
 ROWS = 2 * GROUP
 
@@ -23,6 +28,16 @@ ROWS = 2 * GROUP
 def worth(prompts: list[Any], completions: list[Any], completion_ids: list[Any], **_: Any) -> Any:
     """A number between 0 and 2 that depends on the tokens alone."""
     return [sum(ids) % 11 / 5 for ids in completion_ids]
+
+
+class EndingEngine(FixedEngine):
+    """Ends what is finished with the eos, and samples by probabilities of its own."""
+
+    def generate(self, actor_critic: Any, prompt_ids: Any) -> Rollout:
+        rollout = super().generate(actor_critic, prompt_ids)
+        for tokens in itertools.compress(rollout.completion_ids, rollout.finished.tolist()):
+            tokens[-1] = EOS
+        return rollout
 
 
 def moved(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -48,8 +63,6 @@ def theirs(
 ) -> tuple[float, float, dict[str, torch.Tensor]]:
     """KL, loss and gradient of a TRL trainer."""
     config = RLOOConfig if kind is RLOOTrainer else GRPOConfig
-    if kind is GRPOTrainer:
-        settings["use_bias_correction_kl"] = False  # the KL of DeepSeek-V3.2, times the ratio
     rows = prompts(2)
     made = kind(
         model=copy.deepcopy(sampled),
@@ -74,10 +87,15 @@ def theirs(
     made.current_gradient_accumulation_steps = 1
 
     def sample(prompt_ids: list[list[int]], *_: Any) -> Any:
-        ids = [row.tolist() for row in FixedEngine().generate(None, prompt_ids).completion_ids]
-        return ids if kind is RLOOTrainer else (ids, None)
+        rollout = EndingEngine(SAMPLER).generate(None, prompt_ids)
+        ids = [row.tolist() for row in rollout.completion_ids]
+        assert rollout.log_probs is not None
+        log_probs = [row.tolist() for row in rollout.log_probs]
+        return ids if kind is RLOOTrainer else (ids, log_probs)
 
     made._generate_single_turn = sample
+    # vLLM's samples are those of another policy
+    made.use_vllm = "vllm_importance_sampling_mode" in settings
     made.model.train()
     batch = made._generate_and_score_completions([row for row in rows for _ in range(GROUP)])
     made.compute_loss(made.model, batch)
@@ -98,7 +116,7 @@ def ours(
         tokenizer,
         copy.deepcopy(sampled),
         build={
-            "engine": FixedEngine(),
+            "engine": EndingEngine(SAMPLER),
             "reward_funcs": worth,
             "reference_model": moved(sampled, 1),
             "train_dataset": prompts(2),
@@ -138,8 +156,17 @@ K3 = {"kl_estimator": "k3"}  # TRL's GRPO has it in the loss
         (GRPOTrainer, {"loss_type": "grpo"}, {"advantage": "grpo", **K3}),
         (
             GRPOTrainer,
-            {"loss_type": "dr_grpo", "scale_rewards": "none"},
-            {"advantage": "dr_grpo", **K3},
+            {
+                "loss_type": "grpo",
+                "vllm_importance_sampling_mode": "token_truncate",
+                "vllm_importance_sampling_clip_max": 1.01,
+            },
+            {"advantage": "grpo", "tis_cap": 1.01, **K3},
+        ),
+        (
+            GRPOTrainer,
+            {"loss_type": "dr_grpo", "scale_rewards": "none", "use_bias_correction_kl": False},
+            {"advantage": "dr_grpo", "use_bias_correction_kl": False, **K3},
         ),
         (
             GRPOTrainer,
@@ -154,16 +181,41 @@ K3 = {"kl_estimator": "k3"}  # TRL's GRPO has it in the loss
         ),
         (
             GRPOTrainer,
-            {"loss_type": "grpo", "importance_sampling_level": "sequence", "entropy_coef": 0.1},
+            {"loss_type": "dapo", "mask_truncated_completions": True},
+            {
+                "advantage": "grpo",
+                "loss_aggregation": "token",
+                "mask_truncated_completions": True,
+                **K3,
+            },
+        ),
+        (
+            GRPOTrainer,
+            {
+                "loss_type": "grpo",
+                "importance_sampling_level": "sequence",
+                "entropy_coef": 0.1,
+                "use_bias_correction_kl": False,  # theirs is by the ratio of the sequence
+            },
             {
                 "advantage": "grpo",
                 "importance_sampling_level": "sequence",
+                "use_bias_correction_kl": False,
                 "entropy_coef": 0.1,
                 **K3,
             },
         ),
     ],
-    ids=["rloo", "rloo-clip-higher", "grpo", "dr_grpo", "dapo-dual-clip", "gspo-entropy"],
+    ids=[
+        "rloo",
+        "rloo-clip-higher",
+        "grpo",
+        "grpo-truncated-importance",
+        "dr_grpo",
+        "dapo-dual-clip",
+        "dapo-without-truncated",
+        "gspo-entropy",
+    ],
 )
 def test_kl_loss_and_gradient_are_those_of_trl(
     kind: type,
@@ -181,8 +233,11 @@ def test_kl_loss_and_gradient_are_those_of_trl(
         tmp_path / "ours", tiny_tokenizer, sampled, **our_settings
     )
     our_kl = metrics["kl" if kind is RLOOTrainer else "kl_k3"]
-    assert our_kl == pytest.approx(their_kl, abs=1e-5) and abs(our_kl) > 1e-3
-    assert our_loss == pytest.approx(their_loss, abs=1e-5) and abs(our_loss) > 1e-3
+    if "mask_truncated_completions" not in our_settings:  # theirs is of what is trained on
+        assert our_kl == pytest.approx(their_kl, abs=1e-5) and abs(our_kl) > 1e-3
+    if "tis_cap" in our_settings:
+        assert abs(metrics["sampler/importance"] - 1) > 1e-2
+    assert our_loss == pytest.approx(their_loss, abs=1e-5) and abs(our_loss) > 5e-4
 
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():

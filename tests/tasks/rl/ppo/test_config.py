@@ -108,6 +108,10 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         ({"importance_sampling_level": "row"}, "--importance_sampling_level must be one of"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "--kl_target needs a KL, but --kl_coef 0"),
         ({"kl_in_loss": True, "kl_coef": 0.0}, "--kl_in_loss needs a KL"),
+        (
+            {"kl_in_loss": True, "kl_estimator": "k2", "use_bias_correction_kl": True},
+            "--use_bias_correction_kl corrects a KL by k3 in the loss, and there is none",
+        ),
         ({"detach_value": True, "critic": "separate"}, "--detach_value is for --critic shared"),
         (
             {"critic_model": "runs/reward", "critic": "shared"},

@@ -29,7 +29,7 @@ LENGTHS = (2, 3)  # the second is truncated
 
 def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings: Any):
     """Two completions with scores 1 and 3, log-ratios 0.1 a token and values 0."""
-    cap = settings.get("tis_cap")
+    cap, totals = settings.get("tis_cap"), settings.pop("scores", [1.0, 3.0])
     defaults: dict[str, Any] = {
         "whiten_advantages": False,
         "gamma": 1.0,
@@ -42,7 +42,7 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
     old = torch.where(valid, -1.0, 0.0)
     rollout = Rollout(completions, torch.tensor([True, False]))
     scored = RolloutScores(
-        Scores([1.0, 3.0], {"one": [1.0, None], "two": [None, 3.0]}),
+        Scores(totals, {"one": [1.0, None], "two": [None, 3.0]}),
         None,
         old,
         torch.zeros(2, 3) if args.uses_critic else None,
@@ -186,6 +186,18 @@ def test_what_the_loss_is_a_mean_over(
     assert masked.loss_counts.tolist() == [denominators[0], 0]
 
 
+def test_while_scores_are_equal_no_kl_is_in_the_loss(tmp_path: Path):
+    """In bf16 two passes over the same weights differ by more than a KL may be rounded by."""
+    settings = {"advantage": "grpo", "num_generations": 2, "lam": 0.95, "scores": [1.0, 1.0]}
+    experience, _, _ = shaped(tmp_path, **settings)
+    assert not experience.fields["loss_weight"].any()
+    assert experience.fields["weight"].sum() == 5, "the metrics are of all tokens"
+    bonus, _, _ = shaped(tmp_path, entropy_coef=0.1, **settings)
+    assert bonus.fields["loss_weight"].sum() == pytest.approx(2), "the KL holds an entropy bonus"
+    other, _, _ = shaped(tmp_path, **settings | {"scores": [1.0, 3.0]})
+    assert other.fields["loss_weight"].sum() == pytest.approx(2)
+
+
 def test_without_a_critic_nothing_is_valued(tmp_path: Path):
     settings = {"advantage": "rloo", "num_generations": 2, "lam": 0.95}
     experience, metrics, _ = shaped(tmp_path, **settings)
@@ -202,9 +214,10 @@ def test_without_a_critic_nothing_is_valued(tmp_path: Path):
 
 
 def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    old = settings.pop("old", [-1.0, -1.0])
     args = PPOConfig(output_dir=str(folder), use_cpu=True, vf_coef=0.1, **settings)
     fields = {
-        "old_log_probs": torch.tensor([-1.0, -1.0]),
+        "old_log_probs": torch.tensor(old),
         "values": torch.zeros(2),
         "returns": torch.tensor([1.0, 0.0]),
         "advantages": torch.tensor([1.0, -2.0]),
@@ -244,6 +257,12 @@ def test_kl_and_entropy_in_the_loss(tmp_path: Path):
         0.5 * 2.0 / 4
     )
     assert loss_of(tmp_path, entropy_coef=0.3)[0] - plain == pytest.approx(-0.3 * 6 / 4)
+    # k3 of d = 2 is exp(-2) - 1 + 2, and the first token is half as likely as when it was sampled
+    moved = {"kl_in_loss": True, "kl_estimator": "k3", "old": [-1.0 + math.log(2), -1.0]}
+    k3 = 0.5 * (math.exp(-2) + 1) / 4
+    without = loss_of(tmp_path, use_bias_correction_kl=False, **moved)[0]
+    assert without - loss_of(tmp_path, old=moved["old"])[0] == pytest.approx(k3)
+    assert loss_of(tmp_path, **moved)[0] - without == pytest.approx(-k3 / 2)
 
 
 def test_means_over_processes_are_weighted():

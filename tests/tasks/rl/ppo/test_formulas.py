@@ -164,6 +164,24 @@ def test_kl_estimators_have_the_means_and_the_gradient_they_promise():
     )
 
 
+def test_a_corrected_kl_has_the_gradient_of_the_kl_on_tokens_of_an_older_policy():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    logits = rows[0].clone().requires_grad_()
+    old, reference = rows[1].log_softmax(0), rows[2].log_softmax(0)
+    log_probs = logits.log_softmax(0)
+    exact = (log_probs.exp() * (log_probs - reference)).sum()
+    k3 = formulas.estimate_kl(log_probs, reference, kind="k3")
+    corrected = (old.exp() * formulas.corrected_kl(k3, log_probs, old)).sum()
+    assert corrected.item() == pytest.approx(exact.item(), abs=1e-12)
+
+    (expected,) = torch.autograd.grad(exact, logits, retain_graph=True)
+    (found,) = torch.autograd.grad(corrected, logits, retain_graph=True)
+    assert torch.allclose(found, expected, atol=1e-12)
+    (plain,) = torch.autograd.grad((old.exp() * k3).sum(), logits)
+    assert not torch.allclose(plain, expected, atol=0.1)
+
+
 def test_losses_are_those_of_trl():
     """The formulas of trl.experimental.ppo 1.12, ppo_trainer.py."""
     generator = torch.Generator().manual_seed(0)

@@ -60,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "kl_coef": 0.05,
     "kl_in_loss": False,
     "kl_estimator": "k1",
+    "use_bias_correction_kl": True,
     "gamma": 1.0,
     "lam": 0.95,
     "lam_critic": 0.95,
@@ -201,7 +202,10 @@ class Second:
                 gained = torch.where(one.advantages < 0, torch.max(gained, bound), gained)
             if given["kl_in_loss"]:
                 kind = given["kl_estimator"].replace("k1", "k2")
-                gained = gained - given["kl_coef"] * kl_of(new, one.reference, kind)
+                kl = kl_of(new, one.reference, kind)
+                if kind == "k3" and given["use_bias_correction_kl"]:
+                    kl = kl * (new - one.old).exp()
+                gained = gained - given["kl_coef"] * kl
             total = total - gained.sum() / divide[given["loss_aggregation"]](len(one.tokens))
             total = total - given["entropy_coef"] * entropies.sum() / tokens
 
@@ -253,6 +257,8 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo": {"advantage": "grpo", "num_generations": 4, "kl_estimator": "k3", "kl_coef": 0.5},
     "grpo, gspo, dapo": {
         "advantage": "grpo",
+        "kl_estimator": "k3",
+        "use_bias_correction_kl": False,
         "num_generations": 2,
         "importance_sampling_level": "sequence",
         "loss_aggregation": "token",
