@@ -1,6 +1,7 @@
 """Numbers, times and names for a reader: a few digits, a unit, a plain label."""
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -106,7 +107,8 @@ def share(value: float) -> str:
 
 def label_of(name: str) -> str:
     """Return `dropped_documents` as `Dropped documents`."""
-    words = name.replace("_per_s", "_per_second").replace("_", " ").replace("/", " ").split()
+    name = re.sub("_per_s(?![a-z])", "_per_second", name)
+    words = name.replace("_", " ").replace("/", " ").split()
     words = [_SPELLINGS.get(word, word) for word in words] or [name]
     return words[0][:1].upper() + " ".join(words)[1:]
 

@@ -258,10 +258,10 @@ def describe_changes(changes: dict[str, Change]) -> str:
     # where answers earn rewards, or are preferred, their loss is not what was trained
     trained = next((name for name in _TRAINED if name in changes), "")
     if (one := changes.get(trained)) is not None:
-        name = trained
-        meaning = {"better": "better", "worse": "worse"}.get(_meaning(name, one), "no clear change")
+        meaning = _meaning(trained, one)
+        said = "too few rows to judge" if meaning == "not judged" else f"{meaning} at"
         parts.append(
-            f"{meaning} at what was trained ({_kind_of_probe(name).label} {one.before:.3g} to "
+            f"{said} what was trained ({_kind_of_probe(trained).label} {one.before:.3g} to "
             f"{one.after:.3g})"
         )
 
