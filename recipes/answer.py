@@ -30,6 +30,7 @@ from hfstack.tasks.question_answering.data import (
     encode_questions,
     read_questions,
 )
+from hfstack.tasks.question_answering.loss import SpanTrainer
 from hfstack.tasks.question_answering.metrics import (
     Rules,
     answer_metric,
@@ -40,7 +41,6 @@ from hfstack.tasks.question_answering.metrics import (
     write_answers,
 )
 from hfstack.tasks.shared.task_models import check_length, load_finished, load_with_head, save_task
-from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked
@@ -133,7 +133,7 @@ def main(
 
         # trainer
         with refusals_of_upstream():
-            trainer = InOrderTrainer(
+            trainer = SpanTrainer(
                 model=model,
                 args=training_args,
                 train_dataset=as_span_dataset(windows["train"]),

@@ -29,11 +29,12 @@ from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
+from hfstack.tasks.preferences.encode import OneEnd
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 
 
-class PairwiseDPOTrainer(EachPairCounts, DPOTrainer):
+class PairwiseDPOTrainer(EachPairCounts, OneEnd, DPOTrainer):
     """TRL's trainer, with metrics that are means over held-out pairs."""
 
 

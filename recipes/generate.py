@@ -36,6 +36,8 @@ from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.masked_lm.fill_mask import describe_candidates, fill_masks
 from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.rendering import log_odd_turns
+from hfstack.tokens.turns import read_turns
 
 logger = get_logger(__name__)
 
@@ -104,6 +106,7 @@ def main(
         if prompt_format.kind == "chat":
             how, between = "prompts are turns of the chat template", "\n"
             stop_at_end_of_turn(model, tokenizer)
+            log_odd_turns((read_turns(prompt, "user") for prompt in prompts), tokenizer)
         logger.info("%s: %s", how, prompt_format.reason)
         if args.as_chat is None:
             check_rendering(name, tokenizer, chat=prompt_format.kind == "chat")

@@ -27,7 +27,12 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import good_share
+from hfstack.tasks.preferences.encode import OneEnd
 from hfstack.tasks.preferences.rows import PreferenceArgs
+
+
+class OneEndKTOTrainer(OneEnd, KTOTrainer):
+    """TRL's trainer, whose answers end once."""
 
 
 def main(
@@ -50,7 +55,7 @@ def main(
         # trainer: a copy of the policy is the reference where no adapter can be switched off
         copied = not model_args.use_peft
         push = push_checkpoints(training_args)
-        trainer = KTOTrainer(
+        trainer = OneEndKTOTrainer(
             model=policy,
             ref_model=load_causal_lm(model_args, parts.tokenizer) if copied else None,
             args=training_args,

@@ -29,13 +29,13 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import fitting_prompts
-from hfstack.tasks.preferences.encode import render_tools
+from hfstack.tasks.preferences.encode import TokensAsGiven, encode_sides
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 
 
-class PairwiseORPOTrainer(EachPairCounts, ORPOTrainer):
-    """TRL's trainer, whose metrics count each held-out pair once."""
+class PairwiseORPOTrainer(EachPairCounts, TokensAsGiven, ORPOTrainer):
+    """TRL's trainer, on our tokens, whose metrics count each held-out pair once."""
 
 
 def main(
@@ -61,12 +61,12 @@ def main(
             )
 
         # trainer: one model, since no term of the loss needs a reference
-        rendered = render_tools(parts.rows, tokenizer)
+        encoded = encode_sides(parts.rows, tokenizer)
         trainer = PairwiseORPOTrainer(
             model=model,
             args=training_args,
-            train_dataset=rendered["train"],
-            eval_dataset=rendered.get("eval"),
+            train_dataset=encoded["train"],
+            eval_dataset=encoded.get("eval"),
             processing_class=tokenizer,
             peft_config=new_adapter(model_args, model),
             callbacks=alignment.callbacks(run, sample_args, parts, push),
@@ -75,9 +75,9 @@ def main(
         trained = alignment.train_and_save(run, trainer, parts)
 
         # evaluate
-        metrics = {"train_loss": trained.training_loss, "train_pairs": len(rendered["train"])}
-        if "eval" in rendered:
-            metrics |= alignment.evaluate_pairs(trainer, pairs=len(rendered["eval"]))
+        metrics = {"train_loss": trained.training_loss, "train_pairs": len(encoded["train"])}
+        if "eval" in encoded:
+            metrics |= alignment.evaluate_pairs(trainer, pairs=len(encoded["eval"]))
         return run.finish(metrics, trainer)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from hfstack.errors import ConfigError, DataError, HfstackError, MissingExtraError
 from hfstack.models.context import context_length
+from hfstack.tasks.causal_lm.sampling import set_aside_settings
 
 PACKAGE = "lm_eval"
 _STANDARD_ERRORS = 1.959964  # of a 95 % interval
@@ -78,17 +79,19 @@ def run_harness(
             max_length=context_length(model.config),
         )
 
+        # a task says how it decodes; the model's own penalties and suppressed tokens would join in
         try:
-            return evaluator.simple_evaluate(
-                model=wrapped,
-                tasks=list(tasks),
-                num_fewshot=examples,
-                limit=max_rows,
-                task_manager=known,
-                apply_chat_template=as_chat,
-                bootstrap_iters=1000,
-                log_samples=False,
-            )
+            with set_aside_settings(model):
+                return evaluator.simple_evaluate(
+                    model=wrapped,
+                    tasks=list(tasks),
+                    num_fewshot=examples,
+                    limit=max_rows,
+                    task_manager=known,
+                    apply_chat_template=as_chat,
+                    bootstrap_iters=1000,
+                    log_samples=False,
+                )
         except HfstackError:
             raise
         except (OSError, ConnectionError, ValueError) as error:

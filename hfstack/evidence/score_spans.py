@@ -26,6 +26,7 @@ from hfstack.tasks.question_answering.data import (
     encode_questions,
     read_questions,
 )
+from hfstack.tasks.question_answering.loss import SpanTrainer
 from hfstack.tasks.question_answering.metrics import (
     Candidate,
     answer_intervals,
@@ -38,7 +39,6 @@ from hfstack.tasks.question_answering.metrics import (
 )
 from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
 from hfstack.tasks.shared.task_models import check_length, load_finished
-from hfstack.tasks.shared.token_tasks import InOrderTrainer
 
 
 def load_span_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
@@ -68,7 +68,7 @@ def load_span_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
         windows = encode_questions(
             questions, tokenizer, max_length=length, stride=stride, name="eval"
         )
-        trainer = InOrderTrainer(
+        trainer = SpanTrainer(
             model=model,
             args=TrainingArguments(**evaluation_settings(how.batch_size)),
             processing_class=tokenizer,

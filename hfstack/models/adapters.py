@@ -112,7 +112,7 @@ def give_pad_token(
 
     A token that was meant for padding is taken from the vocabulary; otherwise `<|pad|>` is added,
     and the embedding gets a row for it where it has none to spare. The row is never trained, since
-    padding is masked.
+    padding is masked. Where the embedding may not grow, the unknown token pads.
 
     Args:
         may_grow: the embedding may get a row; not when an adapter alone is saved, which would not
@@ -125,37 +125,50 @@ def give_pad_token(
     pad = cast(int | None, tokenizer.pad_token_id)
     if pad is None or pad in ends:
         before = tokenizer.pad_token
-        _choose_pad_token(tokenizer, ends)
-        _fit_embedding(model, vocabulary_size(tokenizer), may_grow=may_grow)
+        rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+        _choose_pad_token(tokenizer, ends, largest=None if may_grow else rows)
+        _fit_embedding(model, vocabulary_size(tokenizer))
         was = f"was {before!r}, which also ends texts" if before is not None else "had none"
         logger.info("pad token %r (the tokenizer %s)", tokenizer.pad_token, was)
 
     model.config.pad_token_id = tokenizer.pad_token_id
-    cast(Any, model.generation_config).pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     return str(tokenizer.pad_token)
 
 
-def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
-    """Set a pad token that is in the vocabulary and ends nothing, or add one."""
+def _choose_pad_token(
+    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], *, largest: int | None
+) -> None:
+    """Set a pad token that is in the vocabulary and ends nothing, or add one.
+
+    Args:
+        largest: rows of an embedding that may not grow; None where it may.
+    """
     vocabulary = tokenizer.get_vocab()
     known = [token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends]
     unused = [token for token in PAD_TOKENS if token not in vocabulary]
-    tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
-
-
-def _fit_embedding(model: PreTrainedModel, needed: int, *, may_grow: bool) -> None:
-    """Give the embedding a row for every token; a ConfigError where it may not grow."""
-    rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-    if needed <= rows:
+    if known or largest is None or vocabulary_size(tokenizer) < largest:
+        tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
         return
-    if not may_grow:
-        raise ConfigError(
-            "the tokenizer has no pad token of its own, and the embedding no row for one, which an "
-            "adapter alone cannot bring: add --merge_adapter, or train without --use_peft"
-        )
 
-    model.resize_token_embeddings(needed, mean_resizing=False)
-    logger.info("the embedding grew from %d to %d rows, for the pad token", rows, needed)
+    # masked wherever it pads, so that a text with an unknown token is read as before
+    unknown: Any = tokenizer.unk_token_id
+    if unknown is None or unknown in ends:
+        raise ConfigError(
+            "the tokenizer has no pad token of its own, and the embedding no row for one, which "
+            "neither an adapter nor a second model beside this one would have: sft adds one, with "
+            "--merge_adapter or where it trains all weights; name its model then"
+        )
+    tokenizer.pad_token = tokenizer.unk_token
+
+
+def _fit_embedding(model: PreTrainedModel, needed: int) -> None:
+    """Give the embedding a row for every token."""
+    rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+        logger.info("the embedding grew from %d to %d rows, for the pad token", rows, needed)
 
 
 def name_magnitudes(folder: Path) -> None:

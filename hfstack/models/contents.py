@@ -7,6 +7,7 @@ of the head that is missing.
 
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from huggingface_hub import constants
 
+from hfstack.disk import hash_file
 from hfstack.errors import CheckpointError
 from hfstack.models.size_limits import refuse_too_many_modules
 
@@ -235,7 +237,60 @@ def require_trained(
     )
 
 
-def not_found(what: str, name: str, error: Exception) -> str:
+def refuse_changed_base(adapter: str, base: str) -> None:
+    """Refuse an adapter whose base holds other weights than it was trained on.
+
+    What its run has read stands in run.json, by digest; of a file that has not been written since
+    the stamp is enough. Nothing is known of adapters that no run here has made.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    folder = Path(adapter).resolve()
+    inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
+    run = _run_of(folder) or (_run_of(folder.parent) if inside else {})
+    for entry in run.get("models", []):
+        path = Path(entry["path"])
+        if path.suffix != ".safetensors" or path.resolve().parent != Path(base).resolve():
+            continue
+
+        status = path.stat() if path.is_file() else None
+        same = status is not None and status.st_size == entry["bytes"]
+        if same and status is not None:
+            stamp = [status.st_ino, status.st_ctime_ns]
+            same = entry.get("stamp") == stamp or hash_file(path) == entry["blake2b"]
+        if not same:
+            raise CheckpointError(
+                f"{adapter} was trained on other weights than {base} holds now: {path.name} has "
+                "changed since; restore it, or train the adapter again"
+            )
+
+
+def refuse_lost_layers(model: Any, missing: Collection[str], name: str) -> None:
+    """Refuse a model of which layers below its head were not in the files.
+
+    They would be newly initialised like a head, and trained from noise. Poolers are left out: heads
+    of other tasks do without.
+
+    Args:
+        model: as it was loaded.
+        missing: names of the tensors that the files lack.
+        name: of the model.
+
+    Raises:
+        CheckpointError: naming the first, and how many.
+    """
+    body = f"{model.base_model_prefix}."
+    layers = [key for key in missing if key.startswith(body) and re.search(r"\.\d+\.", key)]
+    lost = [key for key in layers if "pooler" not in key]
+    if lost:
+        raise CheckpointError(
+            f"{name} lacks {len(lost)} weights below its head, such as {min(lost)}, which would be "
+            "random: its files hold them under other names, or were saved incompletely"
+        )
+
+
+def not_found(what: str, name: str, error: Exception | str) -> str:
     """Return one line for the many ways in which upstream fails to load something."""
     cause = " ".join(str(error).split())
     path = Path(name)

@@ -32,12 +32,15 @@ from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
 from hfstack.models.adapter_names import adapter_for
 from hfstack.models.adapters import check_adapter_flags
-from hfstack.models.contents import Contents, identify_model, not_found
+from hfstack.models.contents import Contents, identify_model, not_found, refuse_lost_layers
 from hfstack.models.loading import (
+    UNREADABLE,
     architecture_config,
     find_architecture,
     load_checkpoint,
+    put_adapter,
     require_model_name,
+    why_unreadable,
 )
 from hfstack.models.sequence_head import register_classifier
 
@@ -141,10 +144,13 @@ def load_with_config(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no model that can {purpose}: {cause}") from error
+    except UNREADABLE as error:
+        cause = why_unreadable(error)
+        raise CheckpointError(
+            f"{name} holds no model that can {purpose}: it is {found}: {cause}"
+        ) from error
 
+    refuse_lost_layers(model, report["missing_keys"], name)
     new_modules = _module_names(report["missing_keys"])
     if new_modules:
         logger.info("%s is %s: newly initialised %s", name, found, ", ".join(new_modules))
@@ -250,7 +256,7 @@ def load_adapter_model(
             f"{folder} was saved without {', '.join(lost)}, which its base does not hold either: "
             "train it again"
         )
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+    return put_adapter(base, str(folder), trainable=trainable).eval()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -261,14 +267,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         ConfigError: it has neither.
     """
-    pad = tokenizer.pad_token_id
-    if pad is None and tokenizer.eos_token_id is not None:
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if end is not None and pad in (None, end):
         logger.info(
-            "the tokenizer has no pad token: padding with its eos, so the output is read one token "
-            "before it"
+            "the tokenizer has no pad token of its own: it pads with its eos, so that of a text "
+            "that ends with it the output is read one token before"
         )
-        tokenizer.pad_token = tokenizer.eos_token
-        pad = tokenizer.pad_token_id
+        tokenizer.pad_token, pad = tokenizer.eos_token, end
 
     if not isinstance(pad, int):
         raise ConfigError(

@@ -4,6 +4,7 @@ TRL's ModelConfig is the description of a model; nothing here runs code from a r
 safetensors weights are read.
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +38,9 @@ from hfstack.models.contents import (
     check_kind,
     identify_model,
     not_found,
+    refuse_changed_base,
     refuse_file,
+    refuse_lost_layers,
     require_trained,
 )
 from hfstack.models.size_limits import refuse_more_than_memory, refuse_too_many_modules
@@ -49,6 +53,9 @@ _REFUSALS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError),
     StrictDataclassError,
 )
+
+# What upstream raises on files of weights that it cannot read, or that fit no such model.
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(
@@ -204,12 +211,26 @@ def load_checkpoint(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found(kind, name, error)) from error
+    except UNREADABLE as error:
+        cause = why_unreadable(error)
+        raise CheckpointError(not_found(kind, name, cause)) from error
 
+    refuse_lost_layers(model, report["missing_keys"], name)
     if line := require_trained(report["missing_keys"], found, name, new_head=new_head):
         logger.warning("%s", line)
     return model
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return in one line why weights were not loaded.
+
+    Raises again what is no fault of the files: a lack of memory, or a failing device.
+    """
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than such a model: they are of another task or size"
+    if isinstance(error, RuntimeError):
+        raise error
+    return " ".join(str(error).split())[:200]
 
 
 def _load_adapter(
@@ -223,16 +244,7 @@ def _load_adapter(
     except CheckpointError as error:
         raise CheckpointError(f"{name} is an adapter without its base: {error}") from None
 
-    try:
-        cached_file(name, "adapter_model.safetensors", revision=args.model_revision)
-        adapted = PeftModel.from_pretrained(
-            base, name, revision=args.model_revision, is_trainable=args.use_peft
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # no weights, or those of another base
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} cannot be put on its base {found.base}: {cause}") from error
+    adapted = put_adapter(base, name, revision=args.model_revision, trainable=args.use_peft)
 
     # Rounded to few bits, merged weights would lose the adapter.
     if args.use_peft or quantized:
@@ -246,6 +258,46 @@ def _load_adapter(
         )
     logger.info("%s is an adapter: merged into its base %s", name, found.base)
     return merge_into_base(adapted).requires_grad_(True)  # peft froze the base
+
+
+def put_adapter(
+    base: PreTrainedModel, name: str, *, revision: str | None = None, trainable: bool = False
+) -> PeftModel:
+    """Put an adapter on its base, and prove that each tensor has found a place.
+
+    PEFT takes what fits: of a base with fewer layers the rest of an adapter is passed over, of one
+    with more the other layers get new weights, in silence or with a warning.
+
+    Raises:
+        CheckpointError: it has no safetensors weights, or was trained on another base, or on other
+            weights of it.
+    """
+    refuse_changed_base(name, str(base.name_or_path))
+    how: Any = {"revision": revision, "is_trainable": trainable}
+    try:
+        cached_file(name, "adapter_model.safetensors", revision=revision)
+        with warnings.catch_warnings(action="ignore"):
+            adapted = PeftModel.from_pretrained(base, name, **how)
+            found = adapted.load_adapter(name, "default", **how)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no weights, or those of another base
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{name} cannot be put on its base {base.name_or_path}: {cause}"
+        ) from error
+
+    for fact, keys in (
+        ("which has no place for", found.unexpected_keys),
+        ("for which it lacks", found.missing_keys),
+    ):
+        if keys:
+            raise CheckpointError(
+                f"{name} cannot be put on its base {base.name_or_path}, {fact} {len(keys)} of its "
+                f"tensors, such as {keys[0]}: it was trained on another one; name that in its "
+                f"{ADAPTER_FILE}"
+            )
+    return adapted
 
 
 def merge_into_base(model: PeftModel) -> PreTrainedModel:

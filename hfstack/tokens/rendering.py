@@ -8,7 +8,7 @@ found inside another turn.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ _THINK_TAG = re.compile(r"<(/?)think>")
 # A shorter piece may stand in what a template writes by itself, such as the name of a role.
 _TELLING_CHARACTERS = 12
 _COMPARED_PROMPTS = 50  # rows whose prompt for generation is compared with what is trained
+_SHOWN_TOKENS = 5
 _STANDARD_KEYS = {"role", "content", "reasoning_content", "tool_calls"}
 
 # what a piece is to a reader, such as "system turn", and its text
@@ -73,20 +74,40 @@ def shape_of(turns: Sequence[Turn], tools: Any) -> tuple[Any, ...]:
     )
 
 
-def log_unread_keys(
-    conversations: Iterable[Sequence[Turn]],
+def log_odd_turns(
+    conversations: Iterable[Iterable[Turn]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     weights: bool = False,
 ) -> None:
-    """Log which keys of turns the chat template does not mention, with counts.
+    """Log, with counts, keys that no template reads, and texts that become tokens.
+
+    A turn whose text holds `<|im_end|>` or `</s>` ends there for the model, and goes on as what the
+    text says: the tokenizer tells the template's own tokens from it by nothing.
 
     Args:
         weights: the recipe reads the weights of turns.
     """
     template = str(tokenizer.chat_template)
     read = _STANDARD_KEYS | ({"weight"} if weights else set())
-    counts = Counter(key for turns in conversations for turn in turns for key in turn.keys() - read)
+    special = _special_tokens(tokenizer)
+    counts: Counter[str] = Counter()
+    holding: Counter[tuple[str, str]] = Counter()
+    for turns in conversations:
+        for turn in turns:
+            counts.update(turn.keys() - read)
+            holding.update((turn["role"], found) for found in set(special(turn["content"])))
+
+    if holding:
+        logger.warning(
+            "texts that are read as special tokens: %s; such a turn ends or begins where its text "
+            "says so: take them out of the rows, or write them otherwise",
+            ", ".join(
+                f"{token!r} in {count} turns of {role}"
+                for (role, token), count in holding.most_common(_SHOWN_TOKENS)
+            ),
+        )
+
     unread = {
         key: count
         for key, count in counts.items()
@@ -99,15 +120,29 @@ def log_unread_keys(
         )
 
 
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[str]]:
+    """Return what finds special tokens in a text, as the tokenizer does."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = sorted((str(token.content) for token in added if token.special), key=len, reverse=True)
+    if not names or tokenizer.split_special_tokens:
+        return lambda text: []
+    return re.compile("|".join(map(re.escape, names))).findall
+
+
 def log_other_prompts(
     conversations: Iterable[tuple[Sequence[Turn], Any]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Warn where a prompt for generation is no beginning of what is trained.
 
     Templates of thinking models open a thought in the prompt (`<think>`), which answers without one
-    are not trained behind: the model is asked in another way than it has learned.
+    are not trained behind: the model is asked in another way than it has learned. Answers whose
+    white space the template trims, such as the indentation of code, and a template that writes the
+    date are said too.
     """
-    looked, other, ending = 0, 0, ""
+    if "strftime_now" in str(tokenizer.chat_template):
+        logger.info("the chat template writes today's date, so that each day trains another text")
+
+    looked, other, trimmed, ending = 0, 0, 0, ""
     for turns, tools in islice(conversations, _COMPARED_PROMPTS):
         if not turns or turns[-1]["role"] != "assistant":
             continue
@@ -119,9 +154,18 @@ def log_other_prompts(
         except DataError:
             continue
         looked += 1
+        answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        trimmed += any(text.strip() in whole and text not in whole for text in answers)
         if not whole.startswith(asked):
             other, ending = other + 1, asked[-30:]
 
+    if trimmed:
+        logger.warning(
+            "the chat template trims the white space around answers of %d of %d conversations: "
+            "what they begin or end with, such as indentation, is not learned",
+            trimmed,
+            looked,
+        )
     if other:
         logger.warning(
             "%d of %d conversations are trained behind another prompt than the model is asked with,"

@@ -150,6 +150,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, token_ids: Any) -> list[int]:
-    """Return the tokens without the eos that some tokenizers add to each text."""
+    """Return the tokens without an eos at the end, of the tokenizer or of the text."""
     ids = list(token_ids)
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids

@@ -5,7 +5,8 @@ Rows that are empty or too long are counted and logged.
 Legend: B rows of a batch, T tokens of the longest, C outputs of a model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -43,18 +44,43 @@ def encode_texts(
     if max_length is not None:
         truncation = {"truncation": True, "max_length": max_length}
 
-    encoded = tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        return_attention_mask=False,
-        verbose=False,
-        **truncation,
-    )
+    with settings_kept(tokenizer):
+        encoded = tokenizer(
+            list(texts),
+            list(pairs) if pairs is not None else None,
+            return_attention_mask=False,
+            verbose=False,
+            **truncation,
+        )
 
     # Of the columns that a tokenizer gives, those that a model reads; the mask is made by pad_rows.
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     columns = [cast(list[list[int]], encoded[name]) for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+@contextmanager
+def settings_kept(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Truncate and pad for a while, and leave the tokenizer as it was.
+
+    A fast one keeps how it truncated last, and is saved with it: whoever reads tokenizer.json by
+    the library alone, or serves it, would have every text truncated there in silence.
+    """
+    core: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        yield
+        return
+
+    truncation, padding = core.truncation, core.padding
+    try:
+        yield
+    finally:
+        core.no_truncation()
+        core.no_padding()
+        if truncation is not None:
+            core.enable_truncation(**truncation)
+        if padding is not None:
+            core.enable_padding(**padding)
 
 
 def read_texts(

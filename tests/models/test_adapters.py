@@ -38,8 +38,12 @@ def test_a_missing_pad_grows_the_embedding(loaded, tiny_llama: Path) -> None:
     model.generation_config.eos_token_id = [0, 1]
     tokens = torch.arange(20, 30)[None]
     before = model(tokens).logits
-    with pytest.raises(ConfigError, match="add --merge_adapter, or train without --use_peft"):
+    with pytest.raises(ConfigError, match="sft adds one, with --merge_adapter or where"):
         give_pad_token(AutoTokenizer.from_pretrained(tiny_llama), model, may_grow=False)
+
+    # the unknown token of most older models pads where the embedding may not grow
+    other = AutoTokenizer.from_pretrained(tiny_llama, unk_token="a")
+    assert give_pad_token(other, model, may_grow=False) == "a" and len(other) == 300
     assert give_pad_token(tokenizer, model) == "<pad>"
     assert tokenizer.pad_token_id == model.config.pad_token_id == 300
     assert len(model.get_input_embeddings().weight) == model.config.vocab_size == 301

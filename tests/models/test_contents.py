@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +21,7 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     LlamaConfig,
+    LlamaForTokenClassification,
     LlamaModel,
     set_seed,
 )
@@ -36,7 +38,10 @@ from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.online import check_starting_model
 from hfstack.tasks.shared.predict import task_of
 from hfstack.tasks.shared.task_models import load_finished
+from tests.one_training_step import OLD_CHECKPOINTING, ONE_STEP
 from tests.tiny_encoder import tiny_bert_tokenizer
+
+pytestmark = OLD_CHECKPOINTING
 
 KINDS = {
     "causal language model": {"architectures": ["LlamaForCausalLM"]},
@@ -361,3 +366,87 @@ def test_a_masked_model_fills_and_predicts_no_text(bert, tiny_tokenizer) -> None
     assert load_masked_lm(named(folder), tiny_bert_tokenizer()).config.model_type == "bert"
     with pytest.raises(CheckpointError, match=r"masked language model \(BertForMaskedLM, .*genera"):
         load_causal_lm(named(folder), tiny_tokenizer)
+
+
+def test_an_adapter_of_another_base_is_refused(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer
+) -> None:
+    """PEFT passes over tensors without a place, and makes up those that are missing."""
+    deeper = LlamaConfig.from_pretrained(tiny_llama, num_hidden_layers=3)
+    AutoModelForCausalLM.from_config(deeper).save_pretrained(tmp_path / "deeper")
+    tiny_tokenizer.save_pretrained(tmp_path / "deeper")
+    said = {"of 3 on 2": "no place for 2 of its tensors", "of 2 on 3": "lacks 2 of its tensors"}
+
+    for base, other, name in (
+        (tmp_path / "deeper", tiny_llama, "of 3 on 2"),
+        (tiny_llama, tmp_path / "deeper", "of 2 on 3"),
+    ):
+        adapter = tmp_path / name
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+        adapted.save_pretrained(str(adapter))
+        assert load_causal_lm(named(adapter), tiny_tokenizer) is not None
+        file = adapter / "adapter_config.json"
+        write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": str(other)})
+        with pytest.raises(CheckpointError, match=said[name]):
+            load_causal_lm(named(adapter), tiny_tokenizer)
+
+
+def test_an_adapter_whose_base_was_trained_again_is_refused(
+    run_recipe: Any, tmp_path: Path, tiny_llama: Path, tiny_tokenizer
+) -> None:
+    base, rows = tmp_path / "base", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_llama, base)
+    rows.write_text('{"prompt": "The fox", "completion": " ran."}\n')
+    settings = {
+        **ONE_STEP,
+        "as_chat": "false",
+        "use_peft": "true",
+        "lora_target_modules": "q_proj",
+        "model_name_or_path": base,
+        "datasets": rows,
+        "eval_fraction": 0,
+        "output_dir": tmp_path / "adapted",
+    }
+    del settings["sample_tokens"]
+    run_recipe("sft", *(f"--{key}={value}" for key, value in settings.items()))
+    assert load_causal_lm(named(tmp_path / "adapted"), tiny_tokenizer) is not None
+
+    weights = load_file(base / "model.safetensors")
+    changed = {name: weight + 0.01 for name, weight in weights.items()}  # of the same size
+    save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="trained on other weights than .* holds now"):
+        load_causal_lm(named(tmp_path / "adapted"), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["renamed", "torn"])
+def test_weights_that_are_not_all_there_are_refused(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, fault: str
+) -> None:
+    """Layers that the files lack would be newly initialised like a head, and trained from noise."""
+    folder = tmp_path / fault
+    shutil.copytree(tiny_llama, folder)
+    file = folder / "model.safetensors"
+    if fault == "torn":
+        file.write_bytes(file.read_bytes()[:2000])
+    else:
+        weights = load_file(file)
+        named_so = {
+            key.replace("model.layers.1", "module.layers.1"): weights[key] for key in weights
+        }
+        save_file(named_so, file, metadata={"format": "pt"})
+
+    said = "lacks 9 weights below its head" if fault == "renamed" else "incomplete|deserializing"
+    with pytest.raises(CheckpointError, match=said):
+        load_causal_lm(named(folder), tiny_tokenizer, new_head=True)
+    with pytest.raises(CheckpointError, match=said):
+        load_reward_model(named(folder), tiny_tokenizer)
+
+
+def test_a_head_of_another_shape_is_one_line(tmp_path: Path, tiny_tokenizer) -> None:
+    size: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    size |= {"num_attention_heads": 2, "num_labels": 3}
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer), **size)
+    LlamaForTokenClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="a token classifier .*: its weights have other sha"):
+        load_reward_model(named(tmp_path), tiny_tokenizer)

@@ -161,7 +161,8 @@ def test_questions_without_answer(answer, tmp_path: Path) -> None:
     metrics = answer(datasets=path, max_steps=60)
     assert {"eval_exact_match_answerable", "eval_exact_match_unanswerable"} <= set(metrics)
     assert metrics["eval_exact_match"] > 60 and metrics["eval_exact_match_unanswerable"] > 60
-    never = answer(datasets=path, no_answer_threshold=1000, output_dir=tmp_path / "never")
+    parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    never = answer(datasets=path, no_answer_threshold=1000, output_dir=tmp_path / "never", **parts)
     always = answer(datasets=path, no_answer_threshold=-1000, output_dir=tmp_path / "always")
     assert (
         never["eval_exact_match_unanswerable"] == 0

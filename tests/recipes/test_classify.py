@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
@@ -357,3 +359,16 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())[
         "best_model_checkpoint"
     ]
+
+
+def test_a_tokenizer_keeps_no_truncation_that_would_be_saved(bert: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    assert len(encode_texts(tokenizer, ["the fox was kind"], max_length=3)[0]["input_ids"]) == 3
+    tokenizer.save_pretrained(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.truncation is None and len(saved.encode("the fox was kind").ids) > 3
+
+    # what it was given with stays
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    encode_texts(tokenizer, ["the fox was kind"], max_length=3)
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 5

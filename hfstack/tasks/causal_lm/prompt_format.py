@@ -7,7 +7,7 @@ it: whether to use it is said by what the runs behind the model recorded, not by
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +16,7 @@ from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.runs.rendering import PRETRAINING, PUBLICATION, read_published_rendering
 from hfstack.tokens.chat import encode_for_generation
-from hfstack.tokens.fast_encoding import document_start_id
+from hfstack.tokens.fast_encoding import document_start_id, start_token_id
 
 PromptKind = Literal["chat", "prompt", "document"]
 _KIND_OF_ROWS: dict[str, PromptKind] = {"chat": "chat", "plain": "prompt", "text": "document"}
@@ -84,12 +84,17 @@ def encode_prompt(
     if not isinstance(prompt, str):
         raise DataError("a prompt is a conversation, and this model reads plain text alone")
     if kind == "prompt":
-        return encode_for_generation(tokenizer, prompt)
+        token_ids = encode_for_generation(tokenizer, prompt)
+        start: int | None = cast(Any, tokenizer.bos_token_id)
+        # of a text that was rendered already, the tokenizer's own bos is the second
+        return token_ids[1:] if start is not None and token_ids[:2] == [start, start] else token_ids
 
-    token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = document_start_id(tokenizer)
+    token_ids = list(cast(Any, tokenizer(prompt, add_special_tokens=False)["input_ids"]))
+    # a text that begins with a token of its own, such as <|im_start|>, was rendered already
+    rendered = token_ids[:1] and token_ids[0] in tokenizer.all_special_ids
+    start = start_token_id(tokenizer) if rendered else document_start_id(tokenizer)
     if start is not None:
-        return [start, *token_ids]
+        return token_ids if token_ids[:1] == [start] else [start, *token_ids]
     if not token_ids:
         raise DataError(
             "a prompt is empty, and the tokenizer has no bos or eos token to start from"

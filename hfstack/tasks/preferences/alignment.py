@@ -18,6 +18,7 @@ from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
 from hfstack.intervals import share_interval
+from hfstack.logs import get_logger
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
@@ -47,6 +48,8 @@ from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import Problems, checked
 from hfstack.training.saving import save_trained
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -265,10 +268,48 @@ def callbacks(
 
 
 def count_rows(run: Run, trainer: Any) -> None:
-    """Count the rows that TRL's trainer kept: it leaves out prompts that do not fit."""
+    """Count the rows that TRL's trainer kept: it leaves out prompts that do not fit.
+
+    What its collator truncates of the others is logged: an answer without its end teaches nobody to
+    stop, and a prompt without its beginning is another one.
+    """
     kept = {"train": trainer.train_dataset, "eval": trainer.eval_dataset or ()}
+    limit = trainer.args.max_length
+    lost = "their beginning" if _keeps_end(trainer) else "their end"
+    for name, rows in kept.items():
+        long, equal = count_truncated(rows, limit, keeps_end=_keeps_end(trainer))
+        if long:
+            logger.warning(
+                "%d of %d %s rows are longer than --max_length %d and lose %s%s",
+                *(long, len(rows), name, limit, lost),
+                f"; the two answers of {equal} are the same without it" if equal else "",
+            )
+
     for name, counts in run.record.rows.splits.items():
         run.record.rows.leave_out(name, OVERLONG_PROMPT, counts.used - len(kept[name]))
+
+
+def count_truncated(rows: Any, limit: int | None, *, keeps_end: bool) -> tuple[int, int]:
+    """Return how many rows are truncated, and of how many no difference is left.
+
+    Args:
+        rows: of TRL's DPO or KTO trainer, or of `encode_sides`.
+        limit: tokens of a prompt with its answer; None for any.
+        keeps_end: of what is too long the end is kept.
+    """
+    long = equal = 0
+    for row in rows if limit is not None else ():
+        prompt = row.get("prompt_ids", [])
+        names = ("chosen_ids", "rejected_ids", "completion_ids", "chosen_tokens", "rejected_tokens")
+        sides = [[*prompt, *row[name]] for name in names if name in row]
+        long += any(len(side) > limit for side in sides)
+        left = [side[-limit:] if keeps_end else side[:limit] for side in sides]
+        equal += len(sides) == 2 and left[0] == left[1]
+    return long, equal
+
+
+def _keeps_end(trainer: Any) -> bool:
+    return getattr(trainer.args, "truncation_mode", "keep_start") == "keep_end"
 
 
 def evaluate_pairs(trainer: Any, *, pairs: int) -> dict[str, float]:

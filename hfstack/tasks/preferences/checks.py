@@ -1,6 +1,7 @@
 """Check preference recipes before the first step: settings, model and rows."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -18,13 +19,14 @@ from hfstack.models.loading import find_architecture, require_model_name
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.preferences.rows import answer_text, tools_of
 from hfstack.tokens.chat import encode_for_generation
-from hfstack.tokens.rendering import log_unread_keys
+from hfstack.tokens.rendering import log_odd_turns
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 logger = get_logger(__name__)
 
+_SIDES = ("chosen", "rejected", "completion")
 OVERLONG_PROMPT = "whose prompt fills --max_length"
 
 
@@ -101,7 +103,11 @@ def rendering_problems(rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerB
     if isinstance(rows["train"][0]["prompt"], str):
         return {}
 
-    log_unread_keys((turns for turns, _ in _conversations(rows["train"])), tokenizer)
+    each_once = (
+        chain(row["prompt"], *(row[side] for side in _SIDES if side in row))
+        for row in cast(Any, rows["train"])
+    )
+    log_odd_turns(each_once, tokenizer)
     return {
         f"every {name} turn is rendered": checks.every_turn_is_rendered(
             _conversations(split), tokenizer
@@ -254,7 +260,7 @@ def _encoded_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Itera
 def _conversations(rows: Dataset) -> Iterator[tuple[list[Any], list[Any] | None]]:
     """Yield the turns of each prompt with each of its answers, and the tools."""
     for row in cast(Any, rows):
-        for side in ("chosen", "rejected", "completion"):
+        for side in _SIDES:
             if side in row:
                 yield [*row["prompt"], *row[side]], tools_of(row)
 

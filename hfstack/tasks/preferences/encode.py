@@ -5,16 +5,19 @@ from typing import Any, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import apply_chat_template
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import Text, answer_text, tools_of
 from hfstack.tokens.chat import end_of_turn_id, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import Overlong
 
 logger = get_logger(__name__)
+
+# the tokens of answers in the rows of TRL's trainers
+_ANSWER_IDS = ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 
 def encode_answer(
@@ -157,29 +160,77 @@ def encode_pairs(
     return Dataset.from_list(pairs), kept
 
 
-def render_tools(
+def encode_sides(
     rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Dataset]:
-    """Return pairs with tools as the text that the chat template makes of them.
+    """Return pairs with the tokens of both sides, for a trainer with `TokensAsGiven`.
 
-    TRL's ORPO trainer renders conversations without their tools (maybe_apply_chat_template); what
-    is text already it trains on as it is. Pairs without tools stay as they are.
+    Columns: `chosen_tokens` and `rejected_tokens`, whole, and `prompt_tokens`, how many of them are
+    the prompt's. What TRL reads as text is empty.
     """
-    rendered: dict[str, Dataset] = {}
-    for name, split in rows.items():
-        rendered[name] = split
-        if "tools" in split.column_names:
-            texts = (
-                apply_chat_template(
-                    {column: row[column] for column in ("prompt", "chosen", "rejected")},
-                    tokenizer,
-                    cast(Any, tools_of(row)),
-                )
-                for row in cast(Any, split)
-            )
-            rendered[name] = Dataset.from_list(list(texts))
 
-    return rendered
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        sides = [
+            encode_answer(tokenizer, row["prompt"], row[side], tools_of(row))
+            for side in ("chosen", "rejected")
+        ]
+        (chosen, _, first), (rejected, _, second) = sides
+        texts = dict.fromkeys(("prompt", "chosen", "rejected"), "")
+        return texts | {
+            "chosen_tokens": chosen,
+            "rejected_tokens": rejected,
+            "prompt_tokens": min(first, second),
+        }
+
+    return {
+        name: Dataset.from_list([encode(row) for row in cast(Any, split)])
+        for name, split in rows.items()
+    }
+
+
+class TokensAsGiven:
+    """What TRL's ORPO trainer is combined with, to train on tokens of `encode_sides`.
+
+    Its own encoding puts the bos in front and the eos behind, whatever the tokenizer and the chat
+    template do, so that it would train other texts than sft, dpo and reward.
+    """
+
+    max_length: int  # tokens of a prompt with its answer; TRL sets it
+
+    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
+        """Return the columns that ORPO's loss reads of a pair."""
+        begin = feature["prompt_tokens"]
+        row: dict[str, list[int]] = {}
+        for side in ("chosen", "rejected"):
+            ids = feature[f"{side}_tokens"][: self.max_length]
+            row[f"{side}_input_ids"] = ids
+            row[f"{side}_attention_mask"] = [1] * len(ids)
+            row[f"{side}_labels"] = [IGNORED_LABEL] * len(ids[:begin]) + ids[begin:]
+
+        prompt = feature["chosen_tokens"][:begin]
+        return row | {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+
+class OneEnd:
+    """What TRL's DPO or KTO trainer is combined with, so that an answer ends once.
+
+    TRL writes the eos behind a plain answer, and some tokenizers add theirs behind every text.
+    """
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """Encode a split as TRL does, and take a second end away."""
+        upstream: Any = super()
+        rows = upstream._prepare_dataset(dataset, processing_class, args, dataset_name)
+        end = processing_class.eos_token_id
+        columns = [name for name in rows.column_names if name in _ANSWER_IDS]
+
+        def take_away(row: dict[str, Any]) -> dict[str, Any]:
+            ids = {name: row[name] for name in columns}
+            return {n: a[:-1] if a[-2:] == [end, end] else a for n, a in ids.items()}
+
+        return rows.map(take_away) if columns else rows
 
 
 def truncate_pair(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:

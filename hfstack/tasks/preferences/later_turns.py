@@ -104,10 +104,10 @@ def train_answers_alone(
 
     trainer.data_collator = AnswersOnly(trainer.data_collator, spans)
     found = {key for key in map(tuple, _answers_in(trainer)) if key in spans}
-    missing = spans.keys() - found  # each answer is listed with an end and without
-    if hasattr(trainer, "tokenize_row") and len(missing) > len(found):
+    missing = spans.keys() - found
+    if hasattr(trainer, "tokenize_row") and missing:
         raise ConfigError(
-            f"{(len(missing) - len(found)) // 2} answers with turns of the user are longer than "
+            f"{len(missing)} answers with turns of the user are longer than "
             "--max_length, so that these turns cannot be masked; raise it, or shorten the answers"
         )
     logger.info(
@@ -142,10 +142,7 @@ def find_other_turns(rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase) ->
                 for start, end in _other_turns(turns, len(row["prompt"]), ids, tokenizer, tools)
             ]
             if found:
-                answer = tuple(ids[begin:])
-                spans[answer] = found
-                # ORPO adds an end behind the template's own
-                spans[(*answer, cast(int, tokenizer.eos_token_id))] = found
+                spans[tuple(ids[begin:])] = found
     return spans
 
 

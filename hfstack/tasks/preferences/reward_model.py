@@ -4,6 +4,7 @@ A reward model is an `AutoModelForSequenceClassification` with one label, made f
 (which reads the reward at the last token) or an encoder (at its first).
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError
+from hfstack.models.adapters import give_pad_token
 from hfstack.models.contents import identify_model
 from hfstack.models.heads import (
     load_adapter_model,
@@ -46,7 +48,8 @@ def load_reward_model(
             padding.
         new_modules: filled with the names of the modules that the checkpoint does not hold, the
             head among them.
-        training: an adapter of a reward model is trained further with --use_peft, and else merged.
+        training: an adapter of a reward model is trained further with --use_peft, and else merged;
+            a new head gets a pad token that is no end, where the vocabulary has one to spare.
 
     Raises:
         ConfigError: no model was named, the tokenizer does not fit or cannot pad, the checkpoint
@@ -81,6 +84,10 @@ def load_reward_model(
     )
     check_vocabulary(model, tokenizer, name)
 
+    # a head finds the end of a text by what pads: where that is the end itself, it never reads it
+    if training and modules and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        with contextlib.suppress(ConfigError):  # no token can be spared: `padding_id` says so
+            give_pad_token(tokenizer, model, may_grow=False)
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     if new_modules is not None:
         new_modules.extend(modules)

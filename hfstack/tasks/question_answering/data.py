@@ -19,7 +19,7 @@ from hfstack.data.places import REFUSED, BadRows, RowProblem, refuse_rows, rows_
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.tokens.text_rows import pad_rows
+from hfstack.tokens.text_rows import pad_rows, settings_kept
 
 logger = get_logger(__name__)
 
@@ -263,16 +263,17 @@ def encode_questions(
 
     windows: list[QuestionWindow] = []
     for number, question in enumerate(questions):
-        encoded: Any = tokenizer(
-            asked[number],
-            question.context,
-            truncation="only_second",
-            max_length=max_length,
-            stride=stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        with settings_kept(tokenizer):
+            encoded: Any = tokenizer(
+                asked[number],
+                question.context,
+                truncation="only_second",
+                max_length=max_length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
         for index, ids in enumerate(encoded["input_ids"]):
             sides = encoded.sequence_ids(index)
             pairs = zip(encoded["offset_mapping"][index], sides, strict=True)

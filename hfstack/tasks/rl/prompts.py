@@ -20,6 +20,7 @@ from hfstack.models.context import context_length
 from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import follow_rendering
 from hfstack.tokens.chat import encode_for_generation
+from hfstack.tokens.rendering import log_odd_turns
 from hfstack.tokens.seams import decode_answer, opening_for
 from hfstack.tokens.turns import (
     columns_beside,
@@ -145,6 +146,9 @@ def prompt_problems(
             token_ids = tokenize_prompt(prompt, tokenizer)
             encoded.append(truncate_prompt(token_ids, max_prompt_length, bos))
 
+    # what the template makes of turns
+    turned = (split_tools(p)[0] for p in prompts.get("train", []) if not isinstance(p, str))
+    log_odd_turns(turned, tokenizer)
     rendered = {
         f"every {name} turn is rendered": every_turn_is_rendered(
             (split_tools(prompt) for prompt in side if not isinstance(prompt, str)), tokenizer
@@ -152,6 +156,8 @@ def prompt_problems(
         for name, side in prompts.items()
         if any(not isinstance(prompt, str) for prompt in side)
     }
+
+    # and what both sides of the split share
     train, held_out = (
         [json.dumps(prompt) for prompt in prompts.get(name, [])] for name in ("train", "eval")
     )

@@ -22,7 +22,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.special_tokens import IGNORED_LABEL
-from hfstack.tokens.text_rows import Overlong, pad_rows
+from hfstack.tokens.text_rows import Overlong, pad_rows, settings_kept
 
 logger = get_logger(__name__)
 
@@ -262,9 +262,10 @@ def encode_ended(
     # The tokenizer truncates, so that the end that it adds itself stays the last token.
     long = [index for index, length in enumerate(whole) if length > max_length]
     if long:
-        shorter = encode(
-            [texts[index] for index in long], truncation=True, max_length=max_length - len(added)
-        )
+        with settings_kept(tokenizer):
+            shorter = encode(
+                [texts[i] for i in long], truncation=True, max_length=max_length - len(added)
+            )
         for index, ids in zip(long, shorter, strict=True):
             rows[index] = ids + added
 

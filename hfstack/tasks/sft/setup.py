@@ -30,7 +30,7 @@ from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
 from hfstack.tokens.chat import read_chat_template
-from hfstack.tokens.rendering import log_other_prompts, log_unread_keys
+from hfstack.tokens.rendering import log_odd_turns, log_other_prompts
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
@@ -266,7 +266,7 @@ def template_problems(
             read_conversations(split), tokenizer, assistant_only=assistant_only
         )
     turns = (turns for turns, _ in read_conversations(rows["train"]))
-    log_unread_keys(turns, tokenizer, weights=True)
+    log_odd_turns(turns, tokenizer, weights=True)
     log_other_prompts(read_conversations(rows["train"]), tokenizer)
     return problems
 

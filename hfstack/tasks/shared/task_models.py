@@ -32,7 +32,12 @@ from hfstack.models.heads import (
     read_config,
     set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, require_model_name
+from hfstack.models.loading import (
+    UNREADABLE,
+    check_vocabulary,
+    require_model_name,
+    why_unreadable,
+)
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 
@@ -139,8 +144,8 @@ def load_finished(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
+    except UNREADABLE as error:
+        cause = why_unreadable(error)
         raise CheckpointError(
             f"{name} holds no model that was trained for {task}: {cause}"
         ) from error

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.causal_lm.prompt_format import encode_prompt, find_prompt_format
 from tests.tiny_chat import save_tiny_chat
+from tests.tiny_tokenizers import llama2
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,13 @@ def test_each_kind_of_prompt_is_encoded_in_its_own_way(
     assert decode(encode_prompt(chat_tokenizer, "The fox", "document")) == "<|endoftext|>The fox"
     with pytest.raises(DataError, match="this model reads plain text alone"):
         encode_prompt(chat_tokenizer, turns, "document")
+    # what was rendered already begins as it says
+    assert decode(encode_prompt(chat_tokenizer, "<|user|>The", "document")) == "<|user|>The"
+
+
+@pytest.mark.parametrize("kind", ["prompt", "document"])
+def test_a_prompt_with_its_bos_gets_no_second_one(kind: Any) -> None:
+    tokenizer = llama2(dummy_prefix=False)
+    expected = [1, *tokenizer("The fox", add_special_tokens=False)["input_ids"]]
+    for prompt in ("The fox", "<s>The fox"):
+        assert encode_prompt(tokenizer, prompt, kind) == expected

@@ -18,7 +18,7 @@ from hfstack.tasks.preferences.checks import (
     reward_problems,
 )
 from hfstack.tasks.preferences.data import to_pairs
-from hfstack.tasks.preferences.encode import encode_answer, render_tools
+from hfstack.tasks.preferences.encode import encode_answer, encode_sides
 from hfstack.training.checks import preflight
 
 PAIRS = [{"prompt": f"Fox {i}", "chosen": " was kind", "rejected": " ran"} for i in range(4)]
@@ -63,8 +63,10 @@ def test_tools_and_turns_are_rendered_or_a_problem(model, tiny_tokenizer):
     tools = json.loads(pairs[0]["tools"])
     assert tokenizer.apply_chat_template(ask + good, tools=tools, tokenize=False) == text
     assert tokenizer.decode(encode_answer(tokenizer, ask, good, tools)[0]) == text
-    rendered = render_tools({"train": pairs}, tokenizer)["train"][0]
-    assert rendered["prompt"] + rendered["chosen"] == text
+    encoded = encode_sides({"train": pairs}, tokenizer)["train"][0]
+    assert tokenizer.decode(encoded["chosen_tokens"]) == text
+    asked = schema + "user:Where?\nassistant:"
+    assert tokenizer.decode(encoded["chosen_tokens"][: encoded["prompt_tokens"]]) == asked
     shown = prompts_to_show([], {"train": pairs}, tokenizer, longest=None)
     assert tokenizer.decode(shown[0]) == schema + "user:Where?\nassistant:"
 
