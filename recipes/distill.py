@@ -133,7 +133,7 @@ def main(
         )
         own = encode_questions(args.sample_prompts, tokenizer, chat=chat)
         shown, longest = own or [prompt for prompt, _ in asked[:3]], args.answer_tokens
-        collate = fine_tuning.collator_for(model, tokenizer, packing=training_args.packing)
+        collate = fine_tuning.collator_for(model, tokenizer, training_args)
 
         with refusals_of_upstream():
             trainer = Trainer(

@@ -132,7 +132,7 @@ def main(
         trainer = SFTTrainer(
             model=model,
             args=fine_tuning.sft_trainer_settings(training_args),
-            data_collator=fine_tuning.collator_for(model, tokenizer, packing=training_args.packing),
+            data_collator=fine_tuning.collator_for(model, tokenizer, training_args),
             train_dataset=packed["train"],
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,

@@ -132,8 +132,10 @@ def give_pad_token(
         logger.info("pad token %r (the tokenizer %s)", tokenizer.pad_token, was)
 
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # a model with a head for classes generates nothing, and has none
+    settings: Any = getattr(model, "generation_config", None)
+    if settings is not None:
+        settings.pad_token_id = tokenizer.pad_token_id
     return str(tokenizer.pad_token)
 
 

@@ -77,12 +77,36 @@ def load_tokenizer(
     refuse_file(name)
     revision = args.model_revision if tokenizer_name_or_path is None else "main"
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if tokenizer_name_or_path is not None:
+            _warn_of_other_ids(args, tokenizer, name)
+        return tokenizer
     except (OSError, ValueError) as error:
         if tokenizer_name_or_path is None and (Path(name) / ADAPTER_FILE).is_file():
             logger.info("%s is an adapter without a tokenizer: its base's is used", name)
             return load_tokenizer(replace(args, model_name_or_path=identify_model(name).base))
         raise CheckpointError(not_found("tokenizer", name, error)) from error
+
+
+def _warn_of_other_ids(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Warn where a tokenizer that was named gives other ids than the model's own."""
+    model = args.model_name_or_path
+    if model is None or model.endswith(".json") or model == name:
+        return
+    try:
+        own = load_tokenizer(args).get_vocab()
+    except CheckpointError:
+        return  # without one of its own there is nothing to compare
+
+    vocabulary = tokenizer.get_vocab()
+    other = [token for token, number in own.items() if vocabulary.get(token, number) != number]
+    if other:
+        logger.warning(
+            "--tokenizer_name_or_path %s gives %d of %d tokens other ids than the tokenizer of %s, "
+            "such as %r: its embedding has learned those of its own; leave the option out, unless "
+            "the embedding is to be learned anew",
+            *(name, len(other), len(own), model, other[0]),
+        )
 
 
 def load_causal_lm(

@@ -48,12 +48,38 @@ _OF_TEXTS = _OF_PAIRS | {
     "include_num_input_tokens_seen": _OWN_COUNT,
     "train_sampling_strategy": "batches are drawn so that no text is twice in one",
 }
+# What TRL's trainers do with a model, a tokenizer or rows that a recipe has made itself: nothing,
+# or half of it, such as to save another end than was trained.
+_OF_MODEL = {
+    "model_init_kwargs": "--model_name_or_path, --dtype and --attn_implementation load the model",
+    "pad_token": "the tokenizer's own pad token is used, or one is chosen that ends nothing",
+}
+_IN_SFT = "sft gives a tokenizer its template and its end"
+_BY_SETTINGS: dict[str, dict[str, str]] = {
+    "SFTConfig": _OF_MODEL
+    | {
+        "padding_free": "rows are padded, or packed by --packing",
+        "shuffle_dataset": "rows are shuffled by --data_seed in any case",
+        "dataset_text_field": "--text_column names the column",
+    },
+    "DPOConfig": _OF_MODEL | {"padding_free": "TRL 1.16 has switched it off"},
+    "KTOConfig": _OF_MODEL,
+    "RewardConfig": _OF_MODEL | {"chat_template_path": _IN_SFT, "eos_token": _IN_SFT},
+    "ORPOConfig": _OF_MODEL
+    | {
+        "max_completion_length": "it is read for encoder-decoders alone",
+        "is_encoder_decoder": "the model says it",
+        "generate_during_eval": "samples.jsonl has answers of each evaluation",
+    },
+}
+
 # by the class that trains
 _BY_TRAINER: dict[str, dict[str, str]] = {
     "DPOTrainer": _OF_PAIRS,
     "KTOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "ORPOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "RewardTrainer": _OF_PAIRS,
+    "SpanTrainer": _OF_PAIRS,
     **dict.fromkeys(_OF_SENTENCE_TRANSFORMERS, _OF_TEXTS),
 }
 
@@ -111,6 +137,19 @@ def refuse_unread_of(trainer: Trainer) -> None:
             unread.pop("prediction_loss_only", None)
 
     refuse_unread(trainer.args, unread)
+    refuse_unread_settings(trainer.args)
+
+
+def refuse_unread_settings(args: TrainingArguments) -> None:
+    """Refuse options of TRL's settings that recipes decide otherwise.
+
+    Also before a trainer is made, where TRL would stop in its own words.
+
+    Raises:
+        ConfigError: naming the first such option.
+    """
+    for upstream in type(args).__mro__:
+        refuse_unread(args, _BY_SETTINGS.get(upstream.__name__, {}))
 
 
 def refuse_unread(args: TrainingArguments, unread: Mapping[str, str]) -> None:

@@ -147,3 +147,22 @@ def test_masked_models_are_told_apart(tmp_path: Path, tiny_llama: Path) -> None:
     assert not is_masked_lm(ModelConfig(str(tiny_llama)))
     with pytest.raises(CheckpointError, match="no model"):
         is_masked_lm(ModelConfig(str(tmp_path / "absent")))
+
+
+def test_a_tokenizer_with_other_ids_than_the_models_own_is_said(
+    tmp_path: Path, tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = ModelConfig(model_name_or_path=str(tiny_llama))
+    shutil.copytree(tiny_llama, tmp_path / "same")
+    load_tokenizer(args, str(tmp_path / "same"))
+    assert "other ids" not in caplog.text
+
+    # the same tokens, two of them at each other's place
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    core = json.loads(file.read_text())
+    vocabulary = core["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(core))
+    load_tokenizer(args, str(tmp_path / "other"))
+    assert "gives 2 of 300 tokens other ids than the tokenizer of" in caplog.text

@@ -7,7 +7,9 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
+from hfstack.errors import ConfigError
 from hfstack.tokens.seams import answer_opening, decode_answer, encode_behind, encode_joined
+from hfstack.tokens.special_tokens import require_eos_id
 from tests.tiny_tokenizers import byte_bpe, llama2, unigram, word_piece, wrap
 
 TOKENIZERS = {
@@ -115,6 +117,17 @@ def test_the_end_token_that_a_tokenizer_adds_is_left_out() -> None:
     ids, seam = encode_joined(tokenizer, "The fox", " ran")
     assert tokenizer("The fox ran")["input_ids"] == [*ids, 2] and 2 not in ids
     assert tokenizer.decode(ids[:seam]) == "The fox"
+
+
+def test_a_text_that_holds_its_end_ends_once() -> None:
+    tokenizer = TOKENIZERS["byte-BPE"]
+    once = encode_joined(tokenizer, "The fox", " ran")
+    assert encode_joined(tokenizer, "The fox", " ran</s>") == once
+    tokenizer = byte_bpe(trim_offsets=False)
+    assert require_eos_id(tokenizer) == 2
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no eos token, so that no plain text ends"):
+        require_eos_id(tokenizer)
 
 
 def test_without_offsets_the_prompts_own_tokens_are_compared(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trl
 from transformers import TrainingArguments
+from trl.experimental.orpo import ORPOConfig
 
 from hfstack.errors import ConfigError
 from hfstack.training.unread_options import refuse_unread_of
@@ -30,6 +31,14 @@ def made(folder: Path, name: str, config: Any = TrainingArguments, **settings: A
         ("DPOTrainer", trl.DPOConfig, {"label_smoothing_factor": 0.1}),
         ("KTOTrainer", trl.KTOConfig, {"include_num_input_tokens_seen": "all"}),
         ("RewardTrainer", trl.RewardConfig, {"average_tokens_across_devices": False}),
+        ("SpanTrainer", TrainingArguments, {"label_smoothing_factor": 0.1}),
+        # rows are encoded, and the tokenizer is recorded, before TRL would change it
+        ("RewardTrainer", trl.RewardConfig, {"chat_template_path": "other.jinja"}),
+        ("RewardTrainer", trl.RewardConfig, {"eos_token": "<|other|>"}),
+        ("DPOTrainer", trl.DPOConfig, {"pad_token": "<|other|>"}),
+        ("KTOTrainer", trl.KTOConfig, {"model_init_kwargs": {"dtype": "bfloat16"}}),
+        ("SFTTrainer", trl.SFTConfig, {"dataset_text_field": "body"}),
+        ("ORPOTrainer", ORPOConfig, {"generate_during_eval": True}),
     ],
 )
 def test_refused(name: str, config: Any, settings: dict[str, Any], tmp_path: Path):

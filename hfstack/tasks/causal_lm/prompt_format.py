@@ -15,7 +15,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.runs.rendering import PRETRAINING, PUBLICATION, read_published_rendering
-from hfstack.tokens.chat import encode_for_generation
+from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.fast_encoding import document_start_id, start_token_id
 
 PromptKind = Literal["chat", "prompt", "document"]
@@ -70,7 +70,8 @@ def encode_prompt(
     """Return the ids of a prompt up to its answer, as training encoded it.
 
     Args:
-        prompt: a conversation, or the text of one turn of the user.
+        prompt: a conversation, whose last turn of the assistant is continued, or the text of one
+            turn of the user.
         kind: of the model's PromptFormat; plain kinds read texts only.
 
     Raises:
@@ -79,6 +80,10 @@ def encode_prompt(
     """
     if kind == "chat":
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if turns and turns[-1]["role"] == "assistant":
+            # the beginning of an answer, which goes on where it stops
+            how: Any = {"continue_final_message": True, "return_dict": True}
+            return list(render_chat(tokenizer, turns, **how)["input_ids"])
         return encode_for_generation(tokenizer, turns)
 
     if not isinstance(prompt, str):

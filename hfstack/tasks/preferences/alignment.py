@@ -44,10 +44,12 @@ from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.tasks.shared.probe_settings import ProbeArgs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
+from hfstack.tokens.special_tokens import require_eos_id
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import Problems, checked
 from hfstack.training.saving import save_trained
+from hfstack.training.unread_options import refuse_unread_settings
 
 logger = get_logger(__name__)
 
@@ -170,6 +172,7 @@ def load_recorded_preferences(
         ConfigError: the model answers nothing yet, or the adapter settings contradict each other.
         DataError: a row cannot be used, or a resumed run would read other data.
     """
+    refuse_unread_settings(training_args)
     check_starting_policy(model_args, sharded=is_sharded(training_args))
     preference_args = follow_model(preference_args, model_args)
     quarantine = run.output_dir / "quarantine.jsonl"
@@ -212,13 +215,16 @@ def load_policy(
         Tokenizer, model, and what `checked` refuses to train on.
 
     Raises:
-        ConfigError: the tokenizer has no pad token, and the embedding no row for one;
+        ConfigError: the tokenizer has no pad token, and the embedding no row for one; it has no eos
+            token for plain answers;
             `max_length` is more than the model reads; or conversations meet a tokenizer without a
             template or a model that learned on plain text, or the other way round.
     """
     tokenizer = load_tokenizer(model_args)
     chat = not isinstance(rows["train"][0]["prompt"], str)
     check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
+    if not chat:
+        require_eos_id(tokenizer)
 
     model = load_causal_lm(model_args, tokenizer)
     give_pad_token(tokenizer, model, may_grow=False)
@@ -298,7 +304,10 @@ def count_truncated(rows: Any, limit: int | None, *, keeps_end: bool) -> tuple[i
         keeps_end: of what is too long the end is kept.
     """
     long = equal = 0
-    for row in rows if limit is not None else ():
+    if limit is None:
+        return long, equal
+
+    for row in rows:
         prompt = row.get("prompt_ids", [])
         names = ("chosen_ids", "rejected_ids", "completion_ids", "chosen_tokens", "rejected_tokens")
         sides = [[*prompt, *row[name]] for name in names if name in row]

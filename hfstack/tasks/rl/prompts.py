@@ -140,11 +140,13 @@ def prompt_problems(
         return {}
 
     bos = cast(int | None, tokenizer.bos_token_id)
-    encoded = []
-    for side in prompts.values():
-        for prompt in side:
-            token_ids = tokenize_prompt(prompt, tokenizer)
-            encoded.append(truncate_prompt(token_ids, max_prompt_length, bos))
+    whole = [tokenize_prompt(prompt, tokenizer) for side in prompts.values() for prompt in side]
+    encoded = [truncate_prompt(token_ids, max_prompt_length, bos) for token_ids in whole]
+    if long := sum(len(ids) < len(given) for ids, given in zip(encoded, whole, strict=True)):
+        logger.warning(
+            "%d of %d prompts are longer than --max_prompt_length %d and lose their beginning",
+            *(long, len(whole), max_prompt_length),
+        )
 
     # what the template makes of turns
     turned = (split_tools(p)[0] for p in prompts.get("train", []) if not isinstance(p, str))

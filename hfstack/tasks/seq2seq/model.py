@@ -301,7 +301,20 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
 
     if decoding := info.get("decoding"):
         _decode_only_by(model, decoding)
+    else:
+        _say_own_decoding(model, str(folder))
     return model, tokenizer, info
+
+
+def _say_own_decoding(model: Any, name: str) -> None:
+    """Log how a model of others generates, and let it finish its texts."""
+    settings = without_adapter(model).generation_config
+    if settings.max_length is None and settings.max_new_tokens is None:
+        # upstream would end each text at 20 tokens
+        limit = context_length(model.config, decoder=True) or _USUAL_SOURCE
+        settings.max_length = min(limit, _USUAL_SOURCE)
+    found = describe_settings(settings)
+    logger.info("texts are generated as the generation_config of %s says: %s", name, found)
 
 
 def _check_encoder_decoder(config: PreTrainedConfig, name: str) -> None:

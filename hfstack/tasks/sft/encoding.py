@@ -20,7 +20,7 @@ from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
-from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.special_tokens import IGNORED_LABEL, require_eos_id
 from hfstack.tokens.turns import Turn, is_learned
 
 logger = get_logger(__name__)
@@ -172,7 +172,7 @@ def encode_row(
 
     # prompt and completion are one text, as reward and dpo read it
     ids, prompt_length = encode_joined(tokenizer, prompt, text)
-    ids.append(cast(int, tokenizer.eos_token_id))
+    ids.append(require_eos_id(tokenizer))
     masked = prompt_length if completion_only and "prompt" in row else 0
     return ids, [IGNORED_LABEL] * masked + ids[masked:], None
 

@@ -35,6 +35,7 @@ from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 from hfstack.training.settings import total_peak_flops_per_s
+from hfstack.training.unread_options import refuse_unread_settings
 
 logger = get_logger(__name__)
 
@@ -48,6 +49,7 @@ def check_sft_settings(
         ConfigError: a length beyond the model's context; packing without a length or as `wrapped`;
             loss on the assistant's turns of rows that have none.
     """
+    refuse_unread_settings(training_args)
     length, longest = training_args.max_length, context_length(model.config)
     if length is not None and longest is not None and length > longest:
         raise ConfigError(
@@ -346,13 +348,14 @@ def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
 
 
 def collator_for(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, packing: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training_args: SFTConfig
 ) -> Any:
     """Return the collator: packed rows stacked, joined for flash attention, or padded."""
-    pad = cast(int, tokenizer.pad_token_id)
+    pad, packing = cast(int, tokenizer.pad_token_id), training_args.packing
     if packing and not uses_flash_attention(model):
         return PackedCollator(pad)
-    return DataCollatorForLanguageModeling(pad, padding_free=packing)
+    multiple: Any = None if packing else training_args.pad_to_multiple_of
+    return DataCollatorForLanguageModeling(pad, padding_free=packing, pad_to_multiple_of=multiple)
 
 
 def sft_trainer_settings(training_args: SFTConfig) -> SFTConfig:

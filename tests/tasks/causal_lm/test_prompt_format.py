@@ -74,6 +74,10 @@ def test_each_kind_of_prompt_is_encoded_in_its_own_way(
     assert decode(encode_prompt(chat_tokenizer, turns, "chat")) == (
         "<|system|>a<|end|><|user|>b<|end|><|assistant|>"
     )
+    begun = [turns[1], {"role": "assistant", "content": "The"}]
+    assert (
+        decode(encode_prompt(chat_tokenizer, begun, "chat")) == "<|user|>b<|end|><|assistant|>The"
+    )
     assert decode(encode_prompt(chat_tokenizer, "The fox", "prompt")) == "The fox"
     assert decode(encode_prompt(chat_tokenizer, "The fox", "document")) == "<|endoftext|>The fox"
     with pytest.raises(DataError, match="this model reads plain text alone"):

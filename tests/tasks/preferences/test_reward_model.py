@@ -48,6 +48,24 @@ def test_a_language_model_keeps_its_body_and_gets_a_head(tiny_llama: Path, tiny_
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, body)
 
 
+def test_a_new_head_reads_the_end_of_an_answer(tiny_llama: Path):
+    """Where the end also pads, the reward is read before it, finished or not."""
+    args = ModelConfig(model_name_or_path=str(tiny_llama))
+
+    def scores(*, training: bool) -> tuple[str, list[float]]:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama, pad_token="<|endoftext|>")
+        torch.manual_seed(0)
+        model = load_reward_model(args, tokenizer, new_modules=[], training=training)
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        found = score_sequences(model, [[5, 6, 7], [5, 6, 7, end]], pad_token_id=pad)
+        return tokenizer.pad_token, found
+
+    pad, (begun, ended) = scores(training=True)
+    assert pad == "<|pad|>" and begun != pytest.approx(ended)
+    pad, (begun, ended) = scores(training=False)  # a trained one is read as it was trained
+    assert pad == "<|endoftext|>" and begun == pytest.approx(ended)
+
+
 def test_padding_and_order_do_not_change_a_score(tiny_llama: Path, tiny_tokenizer):
     model, _ = load(tiny_llama, tiny_tokenizer)
     pad = tiny_tokenizer.pad_token_id

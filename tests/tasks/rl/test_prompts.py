@@ -157,7 +157,9 @@ def test_rows_that_hold_no_prompt_are_refused(load, row: dict[str, Any], message
         load([row])
 
 
-def test_prompts_that_leave_no_room_are_a_problem(llama: tuple[Any, Any]) -> None:
+def test_prompts_that_leave_no_room_are_a_problem(
+    llama: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     model, tokenizer = llama
     rows = Dataset.from_dict({"prompt": ["The fox", "z" * 80]})
     rule = "prompts and completions fit the context"
@@ -175,6 +177,7 @@ def test_prompts_that_leave_no_room_are_a_problem(llama: tuple[Any, Any]) -> Non
         {"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68
     )
     assert truncated[rule] is None
+    assert "1 of 2 prompts are longer than --max_prompt_length 68 and lose their be" in caplog.text
 
 
 def test_held_out_prompts_that_are_trained_on_are_a_problem(llama: tuple[Any, Any]) -> None:

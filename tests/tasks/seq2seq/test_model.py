@@ -132,6 +132,15 @@ def test_decoding_is_kept_with_the_model(
         "what the file leaves open stays"
     )
 
+    # a model of others goes by its own file, and finishes its texts: upstream stops at 20 tokens
+    (tmp_path / "task.json").unlink()
+    other = tmp_path / "generation_config.json"
+    other.write_text(json.dumps({"num_beams": 3, "decoder_start_token_id": 0}))
+    with caplog.at_level("INFO"):
+        found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
+    assert found.generation_config.max_length == 512
+    assert "says: max_length 512, num_beams 3" in caplog.text
+
 
 def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
     with pytest.raises(ConfigError, match="--model_name_or_path is required"):

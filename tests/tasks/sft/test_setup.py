@@ -32,10 +32,17 @@ def test_flash_attention_gets_rows_joined(
     tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    assert isinstance(collator_for(model, tiny_tokenizer, packing=True), PackedCollator)
-    assert not collator_for(model, tiny_tokenizer, packing=False).padding_free
+    packed, padded = (
+        SFTConfig("out", packing=packing, bf16=False, pad_to_multiple_of=8)
+        for packing in (True, False)
+    )
+    assert isinstance(collator_for(model, tiny_tokenizer, packed), PackedCollator)
+    by_row = collator_for(model, tiny_tokenizer, padded)
+    assert not by_row.padding_free
+    rows = [{"input_ids": [2] * count, "labels": [2] * count} for count in (3, 9)]
+    assert by_row(rows)["input_ids"].shape == (2, 16)
     model.config._attn_implementation_internal = "kernels-community/flash-attn2"
-    joined = collator_for(model, tiny_tokenizer, packing=True)
+    joined = collator_for(model, tiny_tokenizer, packed)
     assert isinstance(joined, DataCollatorForLanguageModeling)
     batch = joined([packed_row(FIRST, SECOND), packed_row(SECOND)])
     assert batch["input_ids"].shape == (1, 14) and "attention_mask" not in batch
