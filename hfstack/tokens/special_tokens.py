@@ -25,7 +25,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def require_eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that ends a plain text; a ConfigError where the tokenizer has none."""
+    """Return the id that ends a plain text; a ConfigError where there is none."""
     eos: Any = tokenizer.eos_token_id
     if eos is None:
         raise ConfigError(
