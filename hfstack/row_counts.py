@@ -7,9 +7,21 @@ and not used; the first row as it is trained.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 _HELD_OUT = "held out for evaluation"
+_MOST_COLUMNS, _SHOWN_COLUMNS = 1000, 20
+
+
+class ReadRows(Protocol):
+    """What a reader says of a source: good rows, bad ones by reason, columns that it left out."""
+
+    @property
+    def rows(self) -> int | None: ...
+    @property
+    def bad_rows(self) -> Mapping[str, int]: ...
+    @property
+    def left_out(self) -> Sequence[str]: ...
 
 
 @dataclass
@@ -29,22 +41,31 @@ class RowCounts:
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     columns_used: list[str] = field(default_factory=list)
     columns_not_used: list[str] = field(default_factory=list)
+    columns_left_out: list[str] = field(default_factory=list)  # not alike in all rows, and unread
     columns_for_rewards: list[str] = field(default_factory=list)  # what rewards are called with
     contamination: dict[str, int] = field(default_factory=dict)  # eval rows in train, see Overlap
+    conflicts: dict[str, int] = field(default_factory=dict)  # rows whose text has other labels too
 
     def read(self, split: str, count: int) -> None:
         """Count the rows of a split as its files hold them, the bad ones included."""
         self.splits[split] = SplitCounts(read=count, used=count)
 
-    def read_good(self, split: str, good: int, bad: Iterable[Mapping[str, int]]) -> None:
-        """Count the good rows of a split's sources, and the bad ones by reason."""
-        reasons: Counter[str] = Counter()
-        for each in bad:
-            reasons.update(each)
+    def read_sources(self, split: str, sources: Sequence[ReadRows]) -> int:
+        """Count the good rows of a split's sources, and the bad ones by reason; return the first.
 
+        Columns that were not kept are no more than named.
+        """
+        reasons: Counter[str] = Counter()
+        for each in sources:
+            reasons.update(each.bad_rows)
+            lost = [name for name in each.left_out if name not in self.columns_left_out]
+            self.columns_left_out += lost[: max(0, _MOST_COLUMNS - len(self.columns_left_out))]
+
+        good = sum(each.rows or 0 for each in sources)
         self.read(split, good + reasons.total())
         for reason, count in reasons.items():
             self.leave_out(split, reason, count)
+        return good
 
     def hold_out(self, count: int) -> None:
         """Count rows of the train files that are held out for evaluation."""
@@ -97,11 +118,15 @@ class RowCounts:
             made = f", which make {counts.made}" if counts.made else ""
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.left_out.items())
             left = f"; left out: {reasons}" if reasons else ""
+            others = self.conflicts.get(name)
+            left += f"; {others} have a text that has another label elsewhere" if others else ""
             lines.append(f"{name}: {counts.read} rows read{made}, {counts.used} used{left}")
 
         if self.columns_used:
             unread = ", ".join(self.columns_not_used) or "none"
             line = f"columns used: {', '.join(self.columns_used)}; not used: {unread}"
+            lost = ", ".join(self.columns_left_out[:_SHOWN_COLUMNS])
+            line += f"; not alike in all rows, and left out: {lost}" if lost else ""
             passed = ", ".join(self.columns_for_rewards)
             lines.append(f"{line}; given to the rewards: {passed}" if passed else line)
         return lines

@@ -152,7 +152,7 @@ def read_prompts(path: str | None) -> list[Any]:
         return [text for text in texts if text.strip()]
 
     prompts: list[Any] = []
-    for row in iterate_rows([Source(path)]):
+    for row in iterate_rows([Source(path)], columns={"prompt", "text"}):
         if (prompt := row.get("prompt", row.get("text"))) is None:
             raise DataError(f"--prompts_file {path} has no column `prompt`, only {', '.join(row)}")
         prompts.append(prompt if isinstance(prompt, list) else str(prompt))

@@ -30,7 +30,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact_answer(
-    prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any
+    prompts: list[Any], completions: list[Any], answer: list[Any], **columns: Any
 ) -> list[float | None]:
     """Return 1 when the completion's last number is that of the column `answer`.
 
@@ -52,9 +52,9 @@ def well_formed(prompts: list[Any], completions: list[Any], **columns: Any) -> l
     ]
 
 
-def last_number(text: str) -> float | None:
-    """Return the last number of a text; thousands may be separated by commas."""
-    found = NUMBER.findall(text)
+def last_number(text: Any) -> float | None:
+    """Return the last number of a text, or a number itself; commas may separate thousands."""
+    found = NUMBER.findall(str(text))
     return float(found[-1].replace(",", "")) if found else None
 
 

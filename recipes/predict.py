@@ -116,6 +116,7 @@ def main(
         rows = iterate_rows(
             sources,
             columns=predictions_args.keep_columns,
+            numbers=(),
             keep_places=True,
             on_bad_row=predict_args.on_bad_row,
             quarantine_file=run.output_dir / "quarantine.jsonl",

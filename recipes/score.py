@@ -125,14 +125,15 @@ def main(
 
         # data
         log: SourceLog = {}
-        columns = set().union(*(scorer.columns for scorer in scorers))
-        columns |= {compare_args.group_column} - {None}
+        group = compare_args.group_column
+        columns = set().union({group} - {None}, *(scorer.columns for scorer in scorers))
         rows = load_mixture(
             score_args.datasets,
             on_bad_row=score_args.on_bad_row,
             max_rows=score_args.max_rows,
             purpose=scorers[0].purpose,
             columns=columns,
+            numbers=frozenset().union(*(scorer.numbers for scorer in scorers)),
             quarantine_file=run.output_dir / "quarantine.jsonl",
             log=log,
         )
@@ -140,7 +141,6 @@ def main(
 
         # evaluate
         ours, *theirs = [scorer.score(rows) for scorer in scorers]
-        group = compare_args.group_column
         metrics |= record_rows(run, ours, rows, group_column=group)
         lines.append(describe(ours, len(rows)))
         if group is not None:

@@ -5,6 +5,7 @@ called in-process.
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -160,6 +161,8 @@ def check_row_counts(folder: Path) -> None:
     uncounted = any(group.get("streaming") or group.get("dry_run") for group in groups)
     if any("num_train_epochs" in group for group in groups) and not uncounted:
         assert record.rows.splits["train"].used > 0 and record.rows.columns_used, folder
+        marked = r"^  (trained|label|labels|asked|answer|query|passage) +\S"
+        assert re.search(marked, record.example or "", re.MULTILINE), (folder, record.example)
 
     for name, counts in record.rows.splits.items():
         if counts.made is None:

@@ -3,12 +3,14 @@
 import json
 from dataclasses import asdict
 
+from hfstack.data.sources import ReadSource
 from hfstack.row_counts import RowCounts, read_row_counts
 
 
 def test_what_is_read_is_used_or_left_out_with_a_reason() -> None:
     counts = RowCounts()
-    counts.read_good("train", 100, [{"bad JSON": 2}, {"bad JSON": 1, "invalid UTF-8": 1}])
+    bad = ({"bad JSON": 2}, {"bad JSON": 1, "invalid UTF-8": 1})
+    counts.read_sources("train", [ReadSource([], 50, one, ["meta"]) for one in bad])
     counts.hold_out(20)
     counts.take_back(3)  # as for a class with one row
     counts.leave_out("train", "empty", 0)
@@ -24,7 +26,7 @@ def test_what_is_read_is_used_or_left_out_with_a_reason() -> None:
         "train: 104 rows read, 78 used; left out: 3 bad JSON, 1 invalid UTF-8, "
         "17 held out for evaluation, 5 too long",
         "eval: 17 rows read, 16 used; left out: 1 empty",
-        "columns used: text, label; not used: url",
+        "columns used: text, label; not used: url; not alike in all rows, and left out: meta",
     ]
     assert read_row_counts(json.loads(json.dumps(asdict(counts)))) == counts
 

@@ -126,9 +126,12 @@ def place_finder(
     columns = [column for column in texts if column is not None]
 
     def find_places(numbered: Sequence[tuple[str, int]]) -> list[str | None]:
-        rows = [splits[split][number - 1] for split, number in numbered]
-        exact = places_of(rows, [*columns, *others], sources, purpose)
-        return exact if all(exact) else places_of(rows, columns, sources, purpose)
+        once = list(dict.fromkeys(numbered))  # a row may have several faults
+        rows = [splits[split][number - 1] for split, number in once]
+        found = places_of(rows, [*columns, *others], sources, purpose)
+        if not all(found):
+            found = places_of(rows, columns, sources, purpose)
+        return [dict(zip(once, found, strict=True))[each] for each in numbered]
 
     return find_places
 

@@ -136,6 +136,7 @@ class ReadSource:
     files: list[DataFile] = field(default_factory=list)
     rows: int | None = None
     bad_rows: dict[str, int] = field(default_factory=dict)  # left out, by reason
+    left_out: list[str] = field(default_factory=list)  # columns
     revision: str | None = None
 
 
@@ -231,6 +232,7 @@ def load_splits(
     args: DataArgs,
     columns: Collection[str] | None = None,
     *,
+    numbers: Collection[str] | None = None,
     purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
     row_counts: RowCounts | None = None,
@@ -244,7 +246,7 @@ def load_splits(
     Args:
         columns: those that are read, by default the text column. What other columns hold stops
             nothing: one that changes its type, or is not in every row, is left out with a warning.
-        purpose: what published layouts are turned into, as in `standard_rows`.
+        numbers, purpose: as in `read_rows`.
         quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache
             when unset.
         row_counts: gets the rows of each split, and what was left out.
@@ -271,13 +273,12 @@ def load_splits(
                 max_rows=args.max_rows,
                 purpose=purpose,
                 columns=columns,
+                numbers=numbers,
                 quarantine_file=quarantine_file,
                 log=log,
             )
 
-            read = [log[source.key] for source in sources]
-            good = sum(one.rows or 0 for one in read)
-            row_counts.read_good(name, good, [one.bad_rows for one in read])
+            good = row_counts.read_sources(name, [log[source.key] for source in sources])
             row_counts.leave_out(name, "beyond the weights", good - len(splits[name]))
 
     # A text on both sides would be learned by heart and then scored: eval is kept apart from train.
@@ -293,13 +294,9 @@ def load_splits(
         whole, held = splits["train"], splits["eval"]
         splits["train"] = drop_overlap(whole, held, text_column=args.text_column)
         row_counts.leave_out("train", "also in eval_datasets", len(whole) - len(splits["train"]))
-
     elif share := args.held_out_share(len(splits["train"])):
         splits["train"], splits["eval"] = hold_out(
-            splits["train"],
-            fraction=share,
-            seed=args.split_seed,
-            text_column=args.text_column,
+            splits["train"], fraction=share, seed=args.split_seed, text_column=args.text_column
         )
         row_counts.hold_out(len(splits["eval"]))
 
@@ -311,10 +308,8 @@ def load_splits(
 
 def describe_roles(args: DataArgs, log: SourceLog) -> dict[str, list[dict[str, Any]]]:
     """Return what run.json says of the sources of both roles."""
-    return {
-        "train": describe_sources(args.datasets, log),
-        "eval": describe_sources(args.eval_datasets, log),
-    }
+    roles = {"train": args.datasets, "eval": args.eval_datasets}
+    return {role: describe_sources(sources, log) for role, sources in roles.items()}
 
 
 def load_mixture(
@@ -325,14 +320,14 @@ def load_mixture(
     max_rows: int | None = None,
     purpose: Purpose = "rows",
     columns: Collection[str] | None = None,
+    numbers: Collection[str] | None = None,
     quarantine_file: Path | None = None,
     log: SourceLog | None = None,
 ) -> Dataset:
     """Return the rows of all sources as one Dataset, each with its weight's share.
 
     Args:
-        purpose: what published layouts are turned into, as in `standard_rows`.
-        columns: those that are read; None for all.
+        purpose, columns, numbers: as in `read_rows`.
         log: gets the files and the number of rows of each source, for `describe_sources`.
     """
     log = {} if log is None else log
@@ -342,17 +337,18 @@ def load_mixture(
 
     for source, files in zip(sources, files_by_source, strict=True):
         if files and not source.is_saved:
-            bad_rows: dict[str, int] = {}
+            report = ReadReport()
             rows = load_rows(
                 files,
                 on_bad_row=on_bad_row,
                 max_rows=max_rows,
                 purpose=purpose,
                 columns=columns,
+                numbers=numbers,
                 quarantine_file=quarantine_file,
-                bad_rows=bad_rows,
+                report=report,
             )
-            log[source.key] = ReadSource(files=files, bad_rows=bad_rows)
+            log[source.key] = ReadSource(files, None, report.bad_rows, [*report.left_out])
         else:
             rows = source.load(streaming=False)
             assert isinstance(rows, Dataset)
@@ -366,13 +362,17 @@ def load_mixture(
         parts.append(rows)
 
     weights, names = [source.weight for source in sources], [source.path for source in sources]
-    return mix(parts, weights=weights, names=names, seed=seed)
+    mixed = mix(parts, weights=weights, names=names, seed=seed, read=columns or ())
+    for source, part in zip(sources, parts, strict=True):
+        log[source.key].left_out += sorted({*part.column_names} - {*mixed.column_names})
+    return mixed
 
 
 def iterate_rows(
     sources: Sequence[Source],
     *,
     columns: Collection[str] | None = None,
+    numbers: Collection[str] | None = None,
     on_bad_row: OnBadRow = "fail",
     quarantine_file: Path | None = None,
     max_rows: int | None = None,
@@ -385,8 +385,7 @@ def iterate_rows(
     Sources come one after another. When a weight is not 1, rows are sampled by weight and `seed`
     until one source is used up. `max_rows` counts per source. Missing files are found before the
     first row is read. `log` gets the files and the number of rows of each source when its end is
-    reached. `columns` are those that are read, None for all: rows may differ in others. With
-    `keep_places` a row that is left out comes as an UnreadRow.
+    reached. `columns`, `numbers` and `keep_places` are those of `read_rows`.
     """
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError(
@@ -405,6 +404,7 @@ def iterate_rows(
                 read_rows,
                 files,
                 columns=columns,
+                numbers=numbers,
                 on_bad_row=on_bad_row,
                 quarantine_file=quarantine_file,
                 max_rows=max_rows,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -35,7 +35,12 @@ class Splits(dict[str, Any]):
 
 
 def mix(
-    parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int
+    parts: Sequence[Dataset],
+    *,
+    weights: Sequence[float],
+    names: Sequence[str],
+    seed: int,
+    read: Collection[str] = (),
 ) -> Dataset:
     """Join datasets so that each has its weight's share of the rows.
 
@@ -44,10 +49,13 @@ def mix(
     The mixture is as long as it can be without repeating a row: the dataset that is shortest for
     its share is used whole, and of the others a random choice that depends on `seed` alone. Only
     columns that all have are kept.
+
+    Raises:
+        DataError: a column of `read` has another type in another dataset, or they share none.
     """
     if len(parts) == 1:
         return parts[0]
-    parts = _with_common_columns(parts, names)
+    parts = _with_common_columns(parts, names, read)
 
     if any(weight != 1 for weight in weights):
         shares = [weight / sum(weights) for weight in weights]
@@ -203,7 +211,9 @@ def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
     return numpy.frombuffer(bytes(digests), dtype="<u8")
 
 
-def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
+def _with_common_columns(
+    parts: Sequence[Dataset], names: Sequence[str], read: Collection[str]
+) -> list[Dataset]:
     """Keep the columns that all parts have with one type, and log the others.
 
     Integers and floats become floats.
@@ -219,6 +229,12 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
             features[column] = known[0] if known else kinds[0]
         elif all(isinstance(kind, Value) and kind.dtype in _NUMBER_TYPES for kind in known):
             features[column] = Value("float64")
+        elif column in read:
+            held = ", ".join(
+                f"{getattr(kind, 'dtype', kind)} in {name}"
+                for kind, name in zip(kinds, names, strict=True)
+            )
+            raise DataError(f"column {column!r} holds other types: {held}; write it in one way")
 
     if not features:
         held = "; ".join(

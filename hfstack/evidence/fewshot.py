@@ -118,13 +118,16 @@ def load_task_scorer(
             return _score_texts(model, tokenizer, task, asked, prompts, places=places, kind=kind)
         return _score_choices(model, tokenizer, task, asked, prompts, places=places, kind=kind)
 
-    return Scorer(_columns(task), score)
+    return Scorer(_columns(task), score, numbers=frozenset(_columns(task)))
 
 
 def load_task_rows(task: Task, max_rows: int | None = None) -> Dataset:
     """Load the rows of a task, at most so many of those that are asked."""
     count = None if max_rows is None else max_rows + (0 if task.examples_from else task.examples)
-    return load_mixture(as_sources(list(task.datasets)), columns=_columns(task), max_rows=count)
+    columns = _columns(task)
+    return load_mixture(
+        as_sources(list(task.datasets)), columns=columns, numbers=columns, max_rows=count
+    )
 
 
 def _task_of_rows(file: Path) -> Task:
@@ -216,7 +219,10 @@ def _choose_examples(
         places = list(range(task.examples, len(listed)))
         return listed[: task.examples], listed[task.examples :], places
 
-    pool = load_mixture(as_sources([task.examples_from]), columns=_columns(task)).to_list()
+    columns = _columns(task)
+    pool = load_mixture(
+        as_sources([task.examples_from]), columns=columns, numbers=columns
+    ).to_list()
     if len(pool) < task.examples:
         raise DataError(
             f"task {task.name}: {task.examples_from} has {len(pool)} rows, too few for "

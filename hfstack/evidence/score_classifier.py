@@ -69,7 +69,8 @@ def load_classifier_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
         targets = numpy.asarray(encoded.targets)
         return _labels_as_scored(logits, targets, encoded.texts, encoded.places, info)
 
-    return Scorer({name for name in (*columns, *label_columns) if name is not None}, score)
+    read = {name for name in (*columns, *label_columns) if name is not None}
+    return Scorer(read, score, numbers=frozenset(label_columns))
 
 
 def _read_labels(

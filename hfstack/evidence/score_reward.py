@@ -22,7 +22,12 @@ from hfstack.tasks.preferences.metrics import (
     reward_metrics,
 )
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
-from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text, columns_read
+from hfstack.tasks.preferences.rows import (
+    PreferenceArgs,
+    answer_text,
+    columns_read,
+    number_columns,
+)
 
 
 def load_reward_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = None) -> Scorer:
@@ -63,7 +68,8 @@ def load_reward_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None 
         places = _find_places(scored, rows, columns)
         return _as_scored(scored, rewards, places, shorter_wins=shorter)
 
-    return Scorer(columns_read(columns), score, purpose="preferences")
+    numbers = frozenset(number_columns(columns))
+    return Scorer(columns_read(columns), score, purpose="preferences", numbers=numbers)
 
 
 def _shorter_wins(pairs: Sequence[dict[str, Any]]) -> bool:

@@ -107,6 +107,7 @@ class Scorer:
     columns: set[str]
     score: Callable[[Dataset], Scored]
     purpose: Purpose = "rows"
+    numbers: frozenset[str] = frozenset()  # those that may hold numbers, as in `read_rows`
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
 from hfstack.tasks.seq2seq.data import load_pairs
-from hfstack.tasks.sft.columns import Columns, convert_rows
+from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 from hfstack.tasks.token_classification.data import load_sentences
 
 
@@ -51,9 +51,8 @@ def seq2seq(args: DataArgs) -> list[Any]:
 
 
 def sft(args: DataArgs) -> list[Any]:
-    rows = convert_rows(
-        load_splits(args)["train"], Columns("prompt", "completion", None, "text"), as_chat=False
-    )
+    splits, _ = load_instructions(args, Columns(), quarantine_file=Path("bad.jsonl"))
+    rows = convert_rows(splits["train"], Columns(), as_chat=False)
     return [(row["prompt"], row["completion"]) for row in cast(Any, rows)]
 
 
@@ -181,7 +180,45 @@ CASES: dict[str, Case] = {
         lines({"tokens": ["a", "b"], "tags": ["O", "B-X"]}, {"tokens": ["c"], "tags": ["O", "O"]}),
         r"a\.jsonl line 2: 1 words but 2 tags",
     ),
+    "parts of words in brackets": (
+        tag,
+        "a.conll",
+        "Ada (PER*\nLee *)\nran *\n\nhe *\n",
+        r"a\.conll: the tags are brackets, such as \(ORG",
+    ),
     # values that look like others
+    "numbers as texts": (
+        classify,
+        "a.csv",
+        "text,label\n007,1\n3.50,0\n1e+05,1\n",
+        [("007", 1), ("3.50", 0), ("1e+05", 1)],
+    ),
+    "numbers as targets": (
+        seq2seq,
+        "a.csv",
+        "source,target\n1+1,2\n7/2,3.50\n",
+        [("1+1", "2"), ("7/2", "3.50")],
+    ),
+    "numbers as completions": (sft, "a.tsv", "prompt\tcompletion\n2.0\t12\n", [("2.0", "12")]),
+    "numbers as answers": (
+        pairs,
+        "a.csv",
+        "prompt,chosen,rejected\n6*7,42,41.0\n",
+        [("6*7", "42", "41.0")],
+    ),
+    "numbers, then words": (text, "a.csv", "text\n" + "12\n" * 101 + "x\n", ["12"] * 101 + ["x"]),
+    "ratings of tables": (
+        pairs,
+        "a.csv",
+        "prompt,completion,rating\n1,2,3.50\n1,4,10\n",
+        [("1", "4", "2")],
+    ),
+    "no finite number": (
+        classify,
+        "a.csv",
+        "text,label\na,1.5\nb,inf\n",
+        r"a\.csv line 3: no label in column 'label', but 'inf'",
+    ),
     "whole decimals": (classify, "a.csv", "text,label\na,1.0\nb,0.0\n", [("a", 1), ("b", 0)]),
     "words for no value": (seq2seq, "a.csv", "source,target\nnan,NA\n", [("nan", "NA")]),
     "an empty label": (classify, "a.csv", TABLE + "x,\n", r"a\.csv line 5"),

@@ -41,6 +41,8 @@ def test_mixture_keeps_common_columns_and_says_what_it_leaves_out(
     assert "two: left out the columns that not all have with one type: id, title" in caplog.text
     with pytest.raises(DataError, match=r"no column in common \(one: id, text, score; two: body\)"):
         mix([one, Dataset.from_list([{"body": "x"}])], weights=[1, 1], names=["one", "two"], seed=0)
+    with pytest.raises(DataError, match="'id' holds other types: int64 in one, string in two"):
+        mix([one, two], weights=[1, 1], names=["one", "two"], seed=0, read={"id", "title"})
 
 
 def test_interleave_follows_weights_and_stops_with_the_first_that_is_used_up() -> None:

@@ -110,3 +110,4 @@ def test_the_rewards_by_hand(recipe: ModuleType) -> None:
     assert recipe.exact_answer([""] * 4, completions, answer=answers) == [1.0, 1.0, 0.0, None]
     assert recipe.well_formed([""] * 4, completions) == [1.0, 0.0, 0.0, 1.0]
     assert recipe.last_number("from 7 to 1,234.5!") == 1234.5
+    assert recipe.exact_answer([""], ["It is 18."], answer=[18]) == [1.0]  # a table holds numbers

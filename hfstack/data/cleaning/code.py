@@ -2,7 +2,7 @@
 
 A document is code by one of these rules, tried in this order; nothing is learned from data:
 
-1. It is JSON: it starts and ends with braces or brackets, and parses.
+1. It is JSON, or an object of JSON a line: it starts and ends with braces or brackets, and parses.
 2. Its lines are a program's. Of the lines that are neither blank nor comments, half or more look
    like code (`_SURE` or `_LIKELY`), and one or more is hardly possible in prose (`_SURE`); where
    three or more are, four tenths are enough.
@@ -80,7 +80,8 @@ _SURE = re.compile(
     | (?:export\s+)?(?:const|let|var|val)\s+(?:mut\s+)?[\w{\[][^=]*=\s*\S
     | (?:public|private|protected|static|final|inline|extern|virtual|constexpr|unsigned|typedef
       |struct|enum|union|interface|impl|trait|namespace|mod)\b[^.?!]*[({;]$
-    | template\s*< | \w+\s*\(\)\s*\{ | local\s+\w+= | export\s+\w+=
+    | template\s*< | \w+\s*\(\)\s*\{ | local\s+\w+\s*= | export\s+\w+=
+    | function\s+(?:\[?[\w, ]+\]?\s*=\s*)?\w+\(.*\)$
     | (?:[\w:]+(?:<[^<>]*>)?[\s*&]+)+[\w:~]+\s*\([^.?!]*\)\s*(?:const\s*)?[{;]$
     | (?:const\s+)?(?:int|char|float|double|bool|long|size_t|auto|std::[\w:<>, ]+)\b[\s*&]+\w+.*;$
     | cdef\s.* | cpdef\s.* | ctypedef\s.* | (?:from\s+[\w.]+\s+)?cimport\s.*
@@ -273,8 +274,20 @@ def _is_json(text: str) -> bool:
         return False
     try:
         return bool(json.loads(stripped))
+    except RecursionError:
+        return False
+    except ValueError as error:
+        # an object a line
+        if not str(error).startswith("Extra data") or "\n" not in stripped:
+            return False
+    try:
+        return all(type(json.loads(line)) in (dict, list) for line in _filled_lines(stripped))
     except (ValueError, RecursionError):
         return False
+
+
+def _filled_lines(text: str) -> Iterator[str]:
+    return (line for line in text.split("\n") if line.strip())
 
 
 def _without_prose(text: str) -> str:

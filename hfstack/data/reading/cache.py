@@ -30,7 +30,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_READER_VERSION = 4  # raise it when the same file would be read differently
+_READER_VERSION = 5  # raise it when the same file would be read differently
 _FIRST_BATCH_ROWS = 16
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 2000
@@ -44,18 +44,20 @@ def load_rows(
     max_rows: int | None = None,
     purpose: Purpose = "rows",
     columns: Collection[str] | None = None,
+    numbers: Collection[str] | None = None,
     quarantine_file: Path | None = None,
-    bad_rows: dict[str, int] | None = None,
+    report: ReadReport | None = None,
 ) -> Dataset:
     """Return the checked rows of the local files of one source, memory-mapped.
 
-    `columns` are those that are read, as in `read_rows`; others stay where a table can hold them.
+    `columns` are those that are read, and `numbers` those that may hold numbers, as in `read_rows`;
+    others stay where a table can hold them.
 
     Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
     logged.
 
     Args:
-        bad_rows: gets the number of rows that are left out, by reason.
+        report: gets the rows that are left out, by reason, and the columns.
 
     Raises:
         DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
@@ -68,8 +70,8 @@ def load_rows(
         ]
         for file in files
     ]
-    read_columns = None if columns is None else sorted(columns)
-    reader = [_READER_VERSION, pyarrow.__version__, on_bad_row, max_rows, purpose, read_columns]
+    named = [None if names is None else sorted(names) for names in (columns, numbers)]
+    reader = [_READER_VERSION, pyarrow.__version__, on_bad_row, max_rows, purpose, named]
     settings = json.dumps([reader, contents])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hash_text(settings)
@@ -78,22 +80,28 @@ def load_rows(
         root.mkdir(parents=True, exist_ok=True)
         # the processes of one run: the first reads, the others find the rows
         with FileLock(f"{folder}.lock"):
-            report = _cached_report(folder)
-            if report is not None:
-                report.log(f"{files[0]} (from the cache)")
+            found = _cached_report(folder)
+            if found is not None:
+                found.log(f"{files[0]} (from the cache)")
             else:
                 read = partial(
-                    read_rows, files, on_bad_row=on_bad_row, max_rows=max_rows, purpose=purpose
+                    read_rows,
+                    files,
+                    on_bad_row=on_bad_row,
+                    max_rows=max_rows,
+                    purpose=purpose,
+                    numbers=numbers,
                 )
-                report = _fill_cache(folder, read, columns, str(files[0]))
+                found = _fill_cache(folder, read, columns, str(files[0]))
     except OSError as error:
         raise DataError(
             f"cannot write the cache {root}: {describe_os_error(error)}; HF_DATASETS_CACHE may "
             "name another folder"
         ) from error
 
-    if bad_rows is not None:
-        bad_rows |= report.bad_rows
+    if report is not None:
+        report.bad_rows |= found.bad_rows
+        report.left_out |= found.left_out
 
     quarantined = folder / "quarantine.jsonl"
     if quarantined.exists():

@@ -89,9 +89,14 @@ def _number_type(cells: list[str]) -> type | None:
 class RowChecker:
     """Knows the keys and types of a source, and finds the row that differs from them."""
 
-    def __init__(self, report: ReadReport, columns: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        report: ReadReport,
+        columns: Collection[str] | None = None,
+        numbers: Collection[str] | None = None,
+    ) -> None:
         self.keys: tuple[str, ...] = ()
-        self._read = columns
+        self._read, self._numbers = columns, numbers
         self.accepted: set[tuple[Any, ...]] = set()  # shapes of flat rows without nulls
         self.report = report
         self._key_place = ""
@@ -111,7 +116,8 @@ class RowChecker:
         for column in self.keys:
             # The cells of a table are all text: whether they spell numbers is what matters.
             if file.is_table:
-                if number := _number_type([row[column] for _, row in rows]):
+                number = _number_type([row[column] for _, row in rows])
+                if number and self._may_be_numbers(column):
                     self._number_columns[column] = number
                 continue
 
@@ -198,6 +204,12 @@ class RowChecker:
 
     def _is_read(self, column: str) -> bool:
         return self._read is None or column in self._read
+
+    def _may_be_numbers(self, column: str) -> bool:
+        """Return whether digits in a table are a number, and not text: `3.50`, a name such as 7."""
+        if self._numbers is None:
+            return self._read is None or column not in self._read
+        return column in self._numbers
 
     def _other_keys(self, row: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Return the keys that a row lacks, and those that the first rows lack."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, read_head, read_lines
+from hfstack.errors import DataError
 
 _TAG = re.compile(r"O|[BIESLUMW]-\S+")
 _DOCUMENT = "-DOCSTART-"
@@ -60,6 +61,14 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
         f"one row is a sentence; its words are column {columns.words + 1}, its tags column "
         f"{columns.tags + 1} of {columns.width}"
     )
+    if "*" in columns.known and all(
+        "*" in tag or tag[0] + tag[-1] == "()" for tag in columns.known
+    ):
+        raise DataError(
+            f"{file}: the tags are brackets, such as (ORG* ... *), as in CoNLL-2012: write them as "
+            "B-ORG, I-ORG and O"
+        )
+
     sentence: list[list[str]] = []
     begin, bad, size_bytes = 1, None, 0
 

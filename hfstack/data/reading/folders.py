@@ -38,17 +38,26 @@ logger = get_logger(__name__)
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
+    "trn": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "development": "validation",
     "eval": "validation",
+    "evaluation": "validation",
+    "heldout": "validation",
+    "holdout": "validation",
     "test": "test",
     "testing": "test",
+    "tst": "test",
 }
 # the folder of documents without a label beside the classes, as in aclImdb/train
 _UNLABELLED = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
-_SPLIT_WORD = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLIT_NAMES)})(?=[-_.]|$)", re.IGNORECASE)
+# with what people add to a name: testset, train2014, dev_data
+_SPLIT_WORD = re.compile(
+    rf"(?:^|[-_. ])({'|'.join(_SPLIT_NAMES)})(?:set|data)?\d{{0,4}}(?=[-_. ]|$)", re.IGNORECASE
+)
 
 # where a file is below the folder or the archive that was named, and the file
 Placed = tuple[PurePosixPath, DataFile]

@@ -20,7 +20,7 @@ from hfstack.errors import DataError
 
 _BATCH_ROWS = 1000
 _MOST_BATCH_BYTES = 64 << 20
-_LISTS = (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)  # and maps
+_LISTS = (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)
 
 
 def read_parquet(file: DataFile) -> Iterator[NumberedRow]:
@@ -109,6 +109,9 @@ def _longest_values(batch: pyarrow.RecordBatch) -> dict[str, int]:
         elif pyarrow.types.is_struct(kind):
             for field in kind:
                 visit(array.field(field.name), f"{name}.{field.name}")
+        elif pyarrow.types.is_map(kind):
+            visit(array.keys, f"{name}.key_value.key")
+            visit(array.items, f"{name}.key_value.value")
         elif isinstance(array, pyarrow.ListArray | pyarrow.LargeListArray):
             visit(array.values, f"{name}.list.{kind.value_field.name}")
 
@@ -133,7 +136,7 @@ def _read_rows(file: DataFile, batch: pyarrow.RecordBatch, schema: pyarrow.Schem
     if any(found != wanted for found, wanted in zip(batch.schema.types, schema.types, strict=True)):
         # A cast takes in all that a slice is cut from; what is taken has its own rows alone.
         batch = batch.take(pyarrow.array(range(batch.num_rows))).cast(schema)
-    yield from _without_nan(batch).to_pylist()
+    yield from _as_plain(batch).to_pylist()
 
 
 def _unpacked_bytes(array: Any) -> int:
@@ -145,19 +148,42 @@ def _unpacked_bytes(array: Any) -> int:
         return call("sum", [call("take", [lengths, array.indices])]).as_py() or 0
     if pyarrow.types.is_struct(kind):
         return sum(map(_unpacked_bytes, array.flatten()))
+    if pyarrow.types.is_map(kind):
+        begin, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(
+            _unpacked_bytes(one.slice(begin, end - begin)) for one in (array.keys, array.items)
+        )
     if isinstance(array, _LISTS):
         return _unpacked_bytes(array.flatten())
     return array.nbytes
 
 
-def _without_nan(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Return a batch whose nan are nulls, which is what pandas means by them."""
+def _as_plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Return a batch of what rows of other files hold: text, numbers, nulls.
+
+    Bytes that are UTF-8 are text, since many writers mark none as text, and decimals are numbers.
+    The nan of pandas are nulls.
+    """
     for index, name in enumerate(batch.schema.names):
         column = batch.column(index)
-        if pyarrow.types.is_floating(column.type):
+        if _is_binary(column.type):
+            try:
+                batch = batch.set_column(index, name, column.cast(pyarrow.string()))
+            except pyarrow.ArrowInvalid:  # no text, such as a picture
+                continue
+        elif pyarrow.types.is_decimal(column.type):
+            whole = column.type.scale == 0 and column.type.precision <= 18
+            kind = pyarrow.int64() if whole else pyarrow.float64()
+            batch = batch.set_column(index, name, column.cast(kind))
+        elif pyarrow.types.is_floating(column.type):
             # Of a null it is null whether it is nan, and stays so.
             call = pyarrow.compute.call_function
             is_nan, null = call("is_nan", [column]), pyarrow.scalar(None, column.type)
             plain = call("if_else", [is_nan, null, column])
             batch = batch.set_column(index, name, plain)
     return batch
+
+
+def _is_binary(kind: Any) -> bool:
+    types = pyarrow.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)

@@ -39,6 +39,7 @@ def read_rows(
     max_rows: int | None = None,
     purpose: Purpose = "rows",
     columns: Collection[str] | None = None,
+    numbers: Collection[str] | None = None,
     keep_places: bool = False,
     report: ReadReport | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -53,6 +54,8 @@ def read_rows(
         purpose: what the rows are for, as in `standard_rows`.
         columns: those that are read. What others hold makes no row a bad one: `report.left_out`
             names those that are not in every row, or change their type. None for all.
+        numbers: columns of a table whose cells may be numbers; those of others are text as it is
+            written, `3.50` too. None for the columns that are not read.
         keep_places: yield an UnreadRow for each row that is left out.
         report: filled while reading, and logged at the end.
 
@@ -63,7 +66,7 @@ def read_rows(
 
     with ExitStack() as stack:
         reject = _rejecter(on_bad_row, quarantine_file, report, stack, files[0])
-        checker = RowChecker(report, columns)
+        checker = RowChecker(report, columns, numbers)
 
         for file in files:
             empty = True

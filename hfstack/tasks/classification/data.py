@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.places import refuse_rows, rows_by_line
+from hfstack.data.places import place_finder, refuse_rows, rows_by_line
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.hints import closest
@@ -16,6 +16,7 @@ from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.glue import GLUE_ID, GlueTask, glue_task
 from hfstack.tasks.classification.label_columns import (
+    count_conflicts,
     keep_rare_classes,
     read_label_columns,
     several_zero_one,
@@ -138,7 +139,13 @@ def load_labelled(
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
     row_counts = RowCounts() if row_counts is None else row_counts
     read = _columns_read(data_args, label_args, task)
-    splits = load_splits(seen, columns=read, quarantine_file=quarantine_file, row_counts=row_counts)
+    splits = load_splits(
+        seen,
+        columns=read,
+        numbers=label_args.label_column,
+        quarantine_file=quarantine_file,
+        row_counts=row_counts,
+    )
 
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
@@ -175,6 +182,9 @@ def load_labelled(
     )
     log_classes(rows_of["train"], label_column, found)
 
+    texts = [column for column in columns if column is not None]
+    find_places = place_finder(rows_of, texts, label_args.label_column, sources)
+    count_conflicts(rows_of, texts, label_column, find_places, row_counts)
     return LabelledRows(rows_of, splits.inputs, found, columns, label_column, task, sources)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from hfstack.data.places import SHOWN_ROWS, RowProblem, refuse_rows
+from hfstack.data.places import SHOWN_ROWS, FindPlaces, RowProblem, refuse_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 
 logger = get_logger(__name__)
 
@@ -26,7 +27,8 @@ Values = dict[str, list[Any]]
 _MOST_WHOLE_DECIMALS = 20
 _NUMPY_LIST = re.compile(r"\[\s*[-\d.]+(\s+[-\d.]+)*\s*\]")
 _NUMPY_TEXTS = re.compile(r"""\[\s*(['"])[^'"]*\1(\s+\1[^'"]*\1)+\s*\]""")
-_NO_VALUE = {"nan", "na", "n/a", "null", "none"}
+_NO_VALUE = {"nan", "na", "n/a", "null", "none", "inf", "-inf", "#n/a", "#value!", "#div/0!"}
+_WRITTEN = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _NUMBER_TEXT = re.compile(r"[-+]?\d+(\.\d+)?")
 _LISTED_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)*")
 
@@ -119,6 +121,52 @@ def keep_rare_classes(
     return splits | {"train": joined, "eval": held_out.select(kept)}
 
 
+def count_conflicts(
+    splits: dict[str, Dataset],
+    texts: Sequence[str],
+    label_column: str,
+    find_places: FindPlaces,
+    row_counts: RowCounts,
+) -> None:
+    """Count and log the rows of each split whose text has another label in another row.
+
+    Args:
+        texts: columns of the texts.
+        find_places: names rows by file and line.
+    """
+    for split, rows in splits.items():
+        numbers: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(zip(*(rows[name][:] for name in texts), strict=True), 1):
+            numbers.setdefault(tuple(str(text).strip() for text in row), []).append(number)
+
+        labels = rows[label_column][:]
+        different = [
+            same
+            for same in numbers.values()
+            if any(labels[n - 1] != labels[same[0] - 1] for n in same)
+        ]
+        if not different:
+            continue
+
+        row_counts.conflicts[split] = sum(map(len, different))
+        first = different[0][0]
+        other = next(n for n in different[0] if labels[n - 1] != labels[first - 1])
+        shown = [
+            f"{labels[number - 1]!r} in {place or f'{split} row {number}'}"
+            for number, place in zip(
+                (first, other), find_places([(split, first), (split, other)]), strict=True
+            )
+        ]
+        logger.warning(
+            "%s: %d texts in %d rows have different labels; first %r: %s",
+            split,
+            len(different),
+            row_counts.conflicts[split],
+            str(rows[first - 1][texts[0]])[:60],
+            ", ".join(shown),
+        )
+
+
 def several_zero_one(rows: Dataset) -> list[str]:
     """Return the columns that hold nothing but 0 and 1, where there are several."""
     first = rows[:100]
@@ -162,7 +210,7 @@ def _join_columns(
 def _zero_one(value: Any) -> bool | None:
     """Return whether a cell of 0 or 1 says yes; None for anything else."""
     if isinstance(value, str):
-        value = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value.strip())
+        value = _WRITTEN.get(value.strip().casefold())
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 

@@ -7,6 +7,7 @@ ClassLabel), from a list that the user gives, or from a model that has been trai
 label outside of the set is refused with its row, never mapped to something near.
 """
 
+import html
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,6 +201,11 @@ def log_classes(rows: Dataset, column: str, labels: LabelSet) -> None:
     what = "labels" if labels.kind == "multi_label" else "classes"
     logger.info("%d %s: %s%s", labels.count, what, ", ".join(shown[:50]), more)
 
+    if "-1" in labels.names and counts[labels.names.index("-1")]:
+        logger.warning(
+            "-1 is a class of %d rows: in many published sets it marks rows without a label",
+            counts[labels.names.index("-1")],
+        )
     alike = Counter(map(_spelled_alike, labels.names))
     if same := [name for name in labels.names if alike[_spelled_alike(name)] > 1]:
         groups = ({name.casefold() for name in same}, {_spelled_alike(name) for name in same})
@@ -212,7 +218,8 @@ def _spelled_alike(name: str) -> str:
     try:
         return repr(float(name))
     except ValueError:
-        return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        plain = unicodedata.normalize("NFKC", html.unescape(name)).casefold()
+        return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 
 
 def _target(value: Any, ids: Mapping[Any, int], labels: LabelSet, column: str) -> Target:

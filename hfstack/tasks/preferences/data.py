@@ -35,13 +35,14 @@ from hfstack.tasks.preferences.rows import (
     columns_read,
     find_columns_beside,
     kind_of,
+    number_columns,
     parts_early,
     read_pair,
     read_row,
     settle_bad_rows,
     turns_of,
 )
-from hfstack.tasks.preferences.scored import scored_by_prompt
+from hfstack.tasks.preferences.scored import log_scores_beside, scored_by_prompt
 
 logger = get_logger(__name__)
 
@@ -99,6 +100,7 @@ def load_preferences(
             max_rows=data_args.max_rows,
             purpose="preferences",
             columns=columns_read(args),
+            numbers=number_columns(args),
             quarantine_file=quarantine_file,
             log=log,
         )
@@ -114,8 +116,8 @@ def load_preferences(
 
         if counts is not None:
             counts[name] = counted
-        splits[name], read = _as_dataset(converted), [log[source.key] for source in sources]
-        row_counts.read_good(name, sum(one.rows or 0 for one in read), [r.bad_rows for r in read])
+        splits[name] = _as_dataset(converted)
+        row_counts.read_sources(name, [log[source.key] for source in sources])
         _count_rows(row_counts, name, counted, form)
 
     if "eval" in splits:
@@ -125,7 +127,8 @@ def load_preferences(
         row_counts.leave_out("train", "with a prompt of eval_datasets", shared)
     else:
         splits = split_pairs(splits["train"], data_args)
-        row_counts.hold_out(len(splits.get("eval", ())))
+        if "eval" in splits:
+            row_counts.hold_out(len(splits["eval"]))
 
     return Splits(splits, describe_roles(data_args, log))
 
@@ -191,7 +194,8 @@ def to_pairs(
 
     if kind == "pairs":
         rows = list(rows)
-        beside = find_columns_beside(rows, args, row_counts)
+        beside = find_columns_beside(rows, args, kind, row_counts)
+        log_scores_beside(rows)
         problems: list[RowProblem] = []
         for number, given in enumerate(rows, 1):
             counts.rows += 1

@@ -87,6 +87,11 @@ def columns_read(args: PreferenceArgs) -> set[str]:
     return named | {*SYSTEM_NAMES, *TOOLS_NAMES}
 
 
+def number_columns(args: PreferenceArgs) -> set[str]:
+    """Return the columns whose cells in a table may be numbers; those of texts never are."""
+    return {args.ranks_column, args.rating_column, args.label_column}
+
+
 @dataclass
 class PreferenceCounts:
     """What happened while rows became pairs or labels."""
@@ -150,14 +155,15 @@ def read_row(
 
 
 def find_columns_beside(
-    rows: Any, args: PreferenceArgs, row_counts: RowCounts | None = None
+    rows: Any, args: PreferenceArgs, kind: str, row_counts: RowCounts | None = None
 ) -> dict[str, str]:
     """Return the columns of system turns and tools by their use, and log the rest.
 
     Only conversations have a place for them; a list of rows may have other keys in each row.
+    `kind` is that of `kind_of`.
     """
     found = list(getattr(rows, "column_names", None) or dict.fromkeys(k for r in rows for k in r))
-    spare = [name for name in found if name not in asdict(args).values()]
+    spare = [name for name in found if name not in columns_of_kinds(args)[kind]]
     columns = {name: [row.get(name) for row in rows] for name in spare}
     beside = columns_beside(columns, spare)
 
@@ -272,14 +278,7 @@ def kind_of(
     found = getattr(rows, "column_names", None) or list(first)
     have = set(found)
 
-    kinds = {
-        "pairs": {args.prompt_column, args.chosen_column, args.rejected_column},
-        "ratings": {args.prompt_column, args.completion_column, args.rating_column},
-        "thumbs": {args.prompt_column, args.completion_column, args.label_column},
-        "rankings": {args.prompt_column, args.completions_column, args.ranks_column},
-        "rated lists": {args.prompt_column, args.completions_column, args.rating_column},
-    }
-
+    kinds = columns_of_kinds(args)
     whole = itertools.chain([first], iterator)
     for kind in sorted(kinds, key=lambda kind: kind != first_choice):
         if kinds[kind] <= have:
@@ -291,6 +290,17 @@ def kind_of(
     ):
         return "pairs", whole  # conversations that hold their prompt
     raise DataError(_other_names(found, kinds, args))
+
+
+def columns_of_kinds(args: PreferenceArgs) -> dict[str, set[str]]:
+    """Return the columns that make up each kind of rows."""
+    return {
+        "pairs": {args.prompt_column, args.chosen_column, args.rejected_column},
+        "ratings": {args.prompt_column, args.completion_column, args.rating_column},
+        "thumbs": {args.prompt_column, args.completion_column, args.label_column},
+        "rankings": {args.prompt_column, args.completions_column, args.ranks_column},
+        "rated lists": {args.prompt_column, args.completions_column, args.rating_column},
+    }
 
 
 def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: PreferenceArgs) -> str:

@@ -1,10 +1,11 @@
 """Read ratings, rankings and thumbs: answers with their scores, by prompt."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hfstack.data.places import RowProblem
+from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.preferences.rows import (
     PreferenceArgs,
@@ -16,6 +17,8 @@ from hfstack.tasks.preferences.rows import (
     settle_bad_rows,
     turns_of,
 )
+
+logger = get_logger(__name__)
 
 _THUMBS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -34,7 +37,7 @@ def scored_by_prompt(
     Keys are JSON text of {prompt}, with `tools` where the rows have any.
     """
     rows = list(rows)
-    beside = find_columns_beside(rows, args, row_counts)
+    beside = find_columns_beside(rows, args, kind, row_counts)
     scored: dict[str, list[tuple[Text, float]]] = {}
     problems: list[RowProblem] = []
     for number, given in enumerate(rows, 1):
@@ -73,6 +76,38 @@ def scored_by_prompt(
 
     settle_bad_rows(problems, rows, counts, bad)
     return scored
+
+
+def log_scores_beside(pairs: Sequence[Any]) -> None:
+    """Log what columns of scores beside pairs say, which no loss reads.
+
+    Such are `score_chosen` and `score_rejected`, or `margin`, which TRL's reward trainer subtracts.
+    """
+    columns = list(dict.fromkeys(name for pair in pairs for name in pair))
+    if "margin" in columns:
+        logger.warning("the column 'margin' is not read: the losses have no margin of a pair")
+
+    for better in columns:
+        worse = better.replace("chosen", "rejected")
+        if better in ("chosen", worse) or worse not in columns:
+            continue
+        try:
+            scores = [(float(pair[better]), float(pair[worse])) for pair in pairs]
+        except (KeyError, TypeError, ValueError):
+            continue  # no numbers
+
+        against = sum(chosen < rejected for chosen, rejected in scores)
+        equal = sum(chosen == rejected for chosen, rejected in scores)
+        if against or equal:
+            logger.warning(
+                "%s and %s are not read: of %d pairs %d have the higher score on the rejected side,"
+                " and %d equal ones",
+                better,
+                worse,
+                len(scores),
+                against,
+                equal,
+            )
 
 
 def _answers_and_scores(kind: str, row: Any, args: PreferenceArgs) -> tuple[list[Any], list[Any]]:

@@ -74,6 +74,7 @@ def load_text_pairs(
     splits = load_splits(
         replace(data_args, text_column=split_by),
         columns,
+        numbers=columns[3:],
         quarantine_file=quarantine_file,
         row_counts=row_counts,
     )

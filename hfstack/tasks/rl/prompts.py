@@ -105,7 +105,8 @@ def load_prompts(
         # JSON because Arrow would give every turn the keys of all turns, and templates read them
         if chat:
             features = Features({**rows.features, "prompt": Json()})
-            rows = rows.map(partial(_read_prompt, beside=beside), features=features)
+            read_prompt = partial(_read_prompt, beside=beside)
+            rows = rows.map(read_prompt, features=features, load_from_cache_file=False)
         splits[split] = rows
 
     return splits

@@ -155,7 +155,13 @@ def convert_rows(
             return {"prompt": prompt, "completion": row[columns.completion]}
         return _convert_conversation(row, columns, row_format, beside)
 
-    return rows.map(convert, remove_columns=rows.column_names, desc="Reading rows")
+    # datasets knows a function of a package by its name: it would reuse what an older version made
+    return rows.map(
+        convert,
+        remove_columns=rows.column_names,
+        desc="Reading rows",
+        load_from_cache_file=False,
+    )
 
 
 def record_form(run: Run, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -250,7 +256,8 @@ def _with_context(row: dict[str, Any], columns: Columns) -> Any:
     """Return the prompt of a row, with the text of the context column below it."""
     prompt = row[columns.prompt]
     context = row[columns.context] if columns.context else None
-    return f"{prompt}\n\n{context}" if context and isinstance(prompt, str) else prompt
+    filled = isinstance(prompt, str) and context is not None and str(context).strip()
+    return f"{prompt}\n\n{context}" if filled else prompt
 
 
 def _read_history(value: Any) -> list[Turn]:

@@ -60,6 +60,15 @@ def test_folder_with_split_names_never_mixes_test_into_train(tmp_path: Path) -> 
         expand_files(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["testset", "test2014", "Test data", "tst", "devset", "holdout", "evaluation", "x_heldout"],
+)
+def test_other_spellings_of_splits_are_not_trained_on(other: str, tmp_path: Path) -> None:
+    touch(tmp_path, "trainset.jsonl", f"{other}.jsonl")
+    assert [file.path.name for file in expand_files(str(tmp_path))] == ["trainset.jsonl"]
+
+
 def test_folder_of_one_split_is_taken_as_it_is(tmp_path: Path) -> None:
     touch(tmp_path, "test-1.jsonl", "test-2.jsonl")
     assert len(expand_files(str(tmp_path))) == 2

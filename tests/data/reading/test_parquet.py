@@ -4,6 +4,7 @@ import itertools
 import resource
 import zipfile
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,22 @@ def test_what_unpacks_to_more_than_any_text_is_refused(
             archive.writestr(f"{number}.txt", "0" * (MIB // 2))
     with pytest.raises(DataError, match="a.zip: it unpacks to more than 200 times its size"):
         expand_files(str(tmp_path / "a.zip"))
+
+
+def test_text_that_is_marked_as_bytes_decimals_and_maps(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array(["né".encode(), b"b"], pyarrow.binary()),
+            "picture": pyarrow.array([b"\xff\xd8", None], pyarrow.large_binary()),
+            "score": pyarrow.array([Decimal("3.50"), None], pyarrow.decimal128(5, 2)),
+            "whole": pyarrow.array([Decimal(7), Decimal(8)], pyarrow.decimal128(9, 0)),
+            "map": pyarrow.array(
+                [[("k", "v")], []], pyarrow.map_(pyarrow.string(), pyarrow.string())
+            ),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    first, second = (row for _, row, _ in read_parquet(data_file(tmp_path / "a.parquet")))
+    assert first["text"] == "né" and first["picture"] == b"\xff\xd8" and first["score"] == 3.5
+    assert (first["whole"], type(first["whole"])) == (7, int) and first["map"] == [("k", "v")]
+    assert second["text"] == "b" and second["score"] is None and second["map"] == []

@@ -1,10 +1,13 @@
 """Label columns as people write them: each is read right, or refused with all of its rows."""
 
+import datasets.config
 import pytest
 from datasets import Dataset
 
+from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
-from hfstack.tasks.classification.data import LabelArgs
+from hfstack.row_counts import RowCounts
+from hfstack.tasks.classification.data import LabelArgs, load_labelled
 from hfstack.tasks.classification.label_columns import (
     keep_rare_classes,
     read_label_columns,
@@ -45,7 +48,12 @@ def test_multi_hot_lists_are_read_as_the_labels_that_are_given():
 
 def test_several_columns_of_zero_and_one():
     rows = Dataset.from_dict(
-        {"text": ["a", "b", "c"], "rude": [0, 1, 0], "spam": ["1", "1.0", "0"], "labels": [7, 8, 9]}
+        {
+            "text": ["a", "b", "c"],
+            "rude": [0, 1, 0],
+            "spam": ["1", "true", "False"],
+            "labels": [7, 8, 9],
+        }
     )
     splits = {"train": rows}
     assert several_zero_one(rows) == ["rude", "spam"]
@@ -157,13 +165,28 @@ def test_a_class_that_was_held_out_whole_goes_back_to_train(caplog):
         keep_rare_classes(alone, "label", "text")
 
 
+def test_one_text_with_several_labels_is_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path, counts = tmp_path / "a.csv", RowCounts()
+    path.write_text("text,label\nfine,x\nwell,y\n fine,y\nfine,x\nwell,y\n", encoding="utf-8")
+    load_labelled(DataArgs([Source(str(path))], eval_fraction=0), LabelArgs(), row_counts=counts)
+    assert (
+        "train: 1 texts in 3 rows have different labels; first 'fine': "
+        f"'x' in {path} line 2, 'y' in {path} line 4"
+    ) in caplog.text
+    assert counts.lines()[0] == (
+        "train: 5 rows read, 5 used; 3 have a text that has another label elsewhere"
+    )
+
+
 def test_one_line_says_what_the_classes_are(caplog):
     caplog.set_level("INFO", logger="hfstack")
     rows = Dataset.from_dict({"label": ["billing", "Ads", "billing", "ads"]})
     log_classes(rows, "label", find_labels(rows, "label"))
     assert "3 classes: Ads 1, ads 1, billing 2" in caplog.text
     assert "classes that differ in case alone: Ads, ads" in caplog.text
-    for names in (["1", "1.0"], ["caf\u00e9", "cafe\u0301"], ["at  once", "at once"]):
+    alike = [["1", "1.0"], ["caf\u00e9", "cafe\u0301"], ["at  once", "at once"]]
+    for names in (*alike, ["x", "x\u200b"], ["Q&A", "Q&amp;A"]):
         rows = Dataset.from_dict({"label": names})
         log_classes(rows, "label", find_labels(rows, "label"))
         assert (

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
+from hfstack.row_counts import RowCounts
 from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
@@ -173,6 +174,20 @@ def test_conversations_are_read_as_public_data_writes_them(
     assert "the columns system are not read" in caplog.text
     with pytest.raises(DataError, match="preference row 1: a part of content is 'image'"):
         to_pairs([pair("a", "x", [turn("assistant", [{"type": "image"}])])])
+
+
+def test_scores_beside_pairs_are_named_and_compared(caplog):
+    scores = [{"score_chosen": c, "score_rejected": r} for c, r in (("1.5", 2), (3, 3), (9, 1))]
+    rows = [pair(str(n), "x", "y") | each | {"label": 1} for n, each in enumerate(scores)]
+    counts = RowCounts()
+    to_pairs([row | {"margin": 2.0} for row in rows], row_counts=counts)
+    assert counts.columns_used == ["prompt", "chosen", "rejected"]
+    assert counts.columns_not_used == ["score_chosen", "score_rejected", "label", "margin"]
+    assert "of 3 pairs 1 have the higher score on the rejected side, and 1 equal" in caplog.text
+    assert "the column 'margin' is not read" in caplog.text
+    caplog.clear()
+    to_pairs([rows[2]])
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_faults_stop_or_are_collected():
