@@ -25,11 +25,17 @@ OWN = ["--datasets", "my.jsonl"]
     [
         ("tag", OWN, {"eval_datasets": [], "tags_column": None}),
         ("answer", OWN, {"eval_datasets": []}),
-        ("classify", OWN, {"task": None}),
+        ("classify", OWN, {"task": None, "max_length": None}),
         ("seq2seq", OWN, {"source_prefix": "", "source_column": "source", "eval_fraction": None}),
+        ("seq2seq", OWN, {"max_source_length": None, "max_target_length": None}),
         ("seq2seq", ["--target_column", "translation.de"], {"source_prefix": ""}),
-        ("preferences", OWN, {"label_noise": 0.0}),
+        ("preferences", OWN, {"label_noise": 0.0, "conversational": None, "eval_fraction": None}),
         ("explain", OWN, {"texts": []}),
+        ("score", ["--task_file", "capitals.yaml"], {"datasets": []}),
+        ("score", ["--harness_tasks", "arc_easy"], {"datasets": []}),
+        ("safety", ["--harmful_prompts", "mine.txt"], {"harmless_prompts": []}),
+        ("safety", ["--training_text", "mine.jsonl"], {"harmful_prompts": []}),
+        ("feedback", ["--import_file", "mine.json"], {"stores": []}),
         ("generate", ["--prompts_file", "mine.txt"], {"prompts": []}),
         ("grpo", OWN, {"text_column": "text"}),
         ("grpo", ["--reward_model", "runs/reward"], {"reward_weights": None}),
@@ -75,6 +81,14 @@ def test_what_was_given_or_fits_stays(
 ) -> None:
     settings = read(recipe, "--output_dir", "out", *flags)
     assert {name: settings[name] for name in expected} == expected
+
+
+def test_answers_are_never_to_the_examples_texts() -> None:
+    with pytest.raises(ConfigError, match="nothing to explain: give --texts"):
+        read("explain", "--output_dir", "out", "--answers", "mine")
+    assert read("explain", "--output_dir", "out", "--answers", "a", "--texts", "b")["texts"] == [
+        "b"
+    ]
 
 
 def test_every_yaml_with_data_of_its_own_marks_what_belongs_to_it() -> None:

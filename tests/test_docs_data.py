@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import datasets.config
 import pytest
 import zstandard
 
 from hfstack.data.sources import DataArgs, iterate_rows, load_splits
+from hfstack.errors import HfstackError
 from hfstack.recipe_settings import read_recipe_settings
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.data import LabelArgs, load_labelled
 from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
+from hfstack.tasks.retrieval.rows import RowsArgs, load_text_pairs
 from hfstack.tasks.rl.prompts import load_prompts
 from hfstack.tasks.seq2seq.data import load_pairs
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
@@ -25,6 +28,9 @@ from hfstack.tasks.token_classification.data import load_sentences
 
 ROOT = Path(__file__).parent.parent
 COUNT = 60  # rows of each file, so that every share that is held out leaves some
+# recipes of a finished model: tests/test_docs_finished.py
+FINISHED = ("evaluate_lm", "predict", "explain", "annotate", "generate", "scaling_fit", "search")
+FILE_FLAGS = {"--datasets": 0, "--eval_datasets": 100, "--prompts_file": 0}  # and the first row
 
 Rows = list[dict[str, Any]]
 
@@ -40,7 +46,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             # the launcher's own, which no reader sees
             recipe, *flags = shlex.split(re.sub(r"--sweep \S+", "", line))
             # what stands for a value, or lies on the Hub, is no file of a reader
-            if recipe not in READERS or "--datasets" not in flags or "$" in line:
+            known = recipe in READERS or recipe in FINISHED
+            if not known or not {*FILE_FLAGS} & {*flags} or "$" in line:
                 continue
             if "user/dataset" in flags or (key := (recipe, tuple(data_flags(flags)))) in seen:
                 continue
@@ -48,11 +55,34 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             yield recipe, flags
 
 
+def all_commands() -> Iterator[list[str]]:
+    """Yield the words of every command of the docs that names values of its own alone."""
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^[ \t]*hfstack run ([^\n#|>&`]+)", text, re.MULTILINE):
+            if not re.search(r"[$<\[{]|\.\.\.", line):
+                yield shlex.split(re.sub(r"--sweep \S+", "", line))
+
+
+def test_every_command_fits_its_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a YAML says of its example is left out where a command names something else."""
+    monkeypatch.chdir(tmp_path)
+    refused = []
+    for recipe, *flags in {tuple(words): words for words in all_commands()}.values():
+        try:
+            read_recipe_settings(ROOT / "recipes" / f"{recipe}.py", flags)
+        except HfstackError as error:
+            refused.append((recipe, flags, str(error)))
+    assert not refused
+
+
 def data_flags(flags: list[str]) -> list[str]:
     """Return the flags that say where rows are and how they are read."""
     heads = [index for index, flag in enumerate(flags) if flag.startswith("--")]
     groups = [flags[a:b] for a, b in zip(heads, [*heads[1:], len(flags)], strict=True)]
-    kept = re.compile(r"--(.*datasets|.*column|task|tag_names|.*threshold|convert_only)")
+    kept = re.compile(
+        r"--(.*datasets|prompts_file|.*columns?|task|tag_names|.*threshold|convert_only)"
+    )
     return [word for group in groups if kept.fullmatch(group[0]) for word in group]
 
 
@@ -65,7 +95,7 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
     """Return rows as the page describes the file: by its name, or by the recipe."""
     numbers = range(first, first + COUNT)  # even, so that a prompt's ratings come in pairs
     kind = Path(name).stem
-    if kind in ("pairs", "preferences"):
+    if kind in ("pairs", "preferences") and recipe != "embed":
         return [
             {"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in numbers
         ]
@@ -81,10 +111,29 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
         roles = ("user", "assistant")
         return [{"messages": [{"role": r, "content": f"{r} {n}"} for r in roles]} for n in numbers]
     tasks = ("instructions", "completions")  # the second is what a model has answered
-    if kind in tasks or (recipe == "sft" and kind in ("few", "test")):
+    if kind in tasks or (recipe in ("sft", "distill") and kind in ("few", "test", "questions")):
         return [{"prompt": f"p {n}", "completion": f"a {n}"} for n in numbers]
-    if kind in ("prompts", "problems", "hh_chosen"):
+    if kind in ("prompts", "problems", "hh_chosen", "questions"):
         return [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in numbers]
+    if recipe == "scaling_fit":
+        names = [
+            flags[flags.index(f"--{name}_column") + 1] if f"--{name}_column" in flags else usual
+            for name, usual in (("parameters", "N"), ("tokens", "D"))
+        ]
+        return [
+            {names[0]: 1000 * n, names[1]: 20_000 * n, "loss": 5 / n, "excluded_in_paper": 0}
+            for n in range(1, COUNT)
+        ]
+    if recipe == "embed":
+        query, passage = (
+            flags[flags.index(f"--{name}_column") + 1] for name in ("query", "passage")
+        )
+        return [{query: f"q {n}", passage: f"a {n}"} for n in numbers]
+    if recipe == "search":
+        return [{"passage": f"The fox of story {n}"} for n in numbers]
+    if recipe == "predict":
+        column = flags[flags.index("--text_column") + 1] if "--text_column" in flags else "text"
+        return [{"id": str(n), column: f"r {n}"} for n in numbers]
     if recipe == "answer":
         answers = {"text": ["den"], "answer_start": [4]}
         return [
@@ -111,12 +160,12 @@ def make_rows(name: str, recipe: str, flags: list[str], first: int) -> Rows:
 
 def write_files(recipe: str, flags: list[str]) -> tuple[Rows, Rows]:
     """Write the files that a command names; return the train and the held-out rows."""
-    rows: dict[str, Rows] = {"datasets": [], "eval_datasets": []}
-    for place, option in enumerate(rows):
-        if f"--{option}" not in flags:
+    rows: dict[str, Rows] = {option: [] for option in FILE_FLAGS}
+    for option, first in FILE_FLAGS.items():
+        if option not in flags:
             continue
-        name = flags[flags.index(f"--{option}") + 1]
-        rows[option] = make_rows(name, recipe, flags, 100 * place)
+        name = flags[flags.index(option) + 1]
+        rows[option] = make_rows(name, recipe, flags, first)
 
         path = Path(name.replace("*", "part"))
         if name.endswith("/"):
@@ -129,9 +178,14 @@ def write_files(recipe: str, flags: list[str]) -> tuple[Rows, Rows]:
                 *(",".join(map(str, r.values())) for r in rows[option]),
             ]
             content = "\n".join(lines) + "\n"
+        if path.suffix == ".txt":
+            content = "".join(f"{row['prompt']}\n" for row in rows[option])
+        if path.suffix == ".parquet":
+            datasets.Dataset.from_list(rows[option]).to_parquet(str(path))
+            continue
         packed = zstandard.compress(content.encode()) if path.suffix == ".zst" else content.encode()
         path.write_bytes(packed)
-    return rows["datasets"], rows["eval_datasets"]
+    return rows["--datasets"] or rows["--prompts_file"], rows["--eval_datasets"]
 
 
 def read_text(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
@@ -210,10 +264,9 @@ def read_translations(data: DataArgs, settings: dict[str, Any]) -> dict[str, Row
 
 
 def read_instructions(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
-    args = settings["SftArgs"]
-    columns = Columns(
-        args.prompt_column, args.completion_column, args.context_column, data.text_column
-    )
+    args = settings.get("SftArgs") or settings["StudentArgs"]
+    context = getattr(args, "context_column", None)
+    columns = Columns(args.prompt_column, args.completion_column, context, data.text_column)
     splits, _ = load_instructions(
         data, columns, quarantine_file=Path("bad.jsonl"), row_counts=RowCounts()
     )
@@ -250,6 +303,17 @@ def read_prompts(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
     return {name: list(rows) for name, rows in found.items()}
 
 
+def read_matches(data: DataArgs, settings: dict[str, Any]) -> dict[str, Rows]:
+    args: RowsArgs = settings["EmbedArgs"]
+    found, _ = load_text_pairs(
+        data, args, quarantine_file=Path("bad.jsonl"), row_counts=RowCounts()
+    )
+    return {
+        name: [{args.query_column: one.query, args.passage_column: one.passage} for one in rows]
+        for name, rows in found.items()
+    }
+
+
 READERS: dict[str, Callable[[DataArgs, dict[str, Any]], dict[str, Rows]]] = {
     **dict.fromkeys(("tokenizer", "pretrain_clm", "pretrain_mlm"), read_text),
     "clean": read_documents,
@@ -260,13 +324,14 @@ READERS: dict[str, Callable[[DataArgs, dict[str, Any]], dict[str, Rows]]] = {
     "tag": read_tags,
     "answer": read_answers,
     "seq2seq": read_translations,
-    "sft": read_instructions,
+    **dict.fromkeys(("sft", "distill"), read_instructions),
+    "embed": read_matches,
 }
 
 
 def expected(recipe: str, rows: Rows) -> Rows:
     """Return the rows as a recipe has to read them."""
-    if recipe == "sft" and "messages" not in rows[0]:
+    if recipe in ("sft", "distill") and "messages" not in rows[0]:
         asked, answered = (
             ("prompt", "completion") if "prompt" in rows[0] else ("instruction", "output")
         )
@@ -299,7 +364,11 @@ def spelled(rows: Rows) -> list[str]:
 
 @pytest.mark.parametrize(
     ("recipe", "flags"),
-    [pytest.param(*each, id=" ".join([each[0], *data_flags(each[1])])) for each in commands()],
+    [
+        pytest.param(*each, id=" ".join([each[0], *data_flags(each[1])]))
+        for each in commands()
+        if each[0] in READERS
+    ],
 )
 def test_a_command_reads_its_rows(
     recipe: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

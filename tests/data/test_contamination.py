@@ -87,3 +87,12 @@ def test_what_a_run_reads_is_compared_and_recorded(tmp_path: Path) -> None:
     load_splits(args, row_counts=counts)
     found = counts.contamination
     assert (found["overlapping"], found["whole"], found["eval_rows"]) == (1, 1, 50)
+
+    streamed = RowCounts()
+    args = DataArgs(
+        datasets=[str(train)],  # pyright: ignore
+        eval_datasets=[str(held)],  # pyright: ignore
+        streaming=True,
+    )
+    load_splits(args, row_counts=streamed)
+    assert streamed.contamination == {}

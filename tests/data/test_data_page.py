@@ -11,7 +11,7 @@ import datasets.config
 import pytest
 
 from hfstack.data.reading.files import COMPRESSIONS, FORMATS
-from hfstack.data.sources import DataArgs, Source, load_mixture
+from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import DataError
 
 PAGE = "\n" + (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -120,3 +120,21 @@ def test_what_ends_a_run_whatever_is_done_with_bad_rows(what: str, folder: Path)
     args = DataArgs(datasets=[Source(name)], on_bad_row="skip")
     with pytest.raises(DataError):
         load_mixture(args.datasets, seed=0, on_bad_row=args.on_bad_row)
+
+
+def test_code_beside_data_is_never_run(folder: Path) -> None:
+    """As Hub datasets have it: a script of the dataset's name."""
+    (folder / "set").mkdir()
+    (folder / "set" / "set.py").write_text("open('ran', 'w').close()\n")
+    (folder / "set" / "a.jsonl").write_text(lines(2))
+    assert len(read("set")) == 2 and not (folder / "ran").exists()
+    with pytest.raises(DataError, match=r"set\.py: unknown kind of file"):
+        read("./set/set.py")
+
+
+def test_few_held_out_rows_are_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "a.jsonl").write_text("".join(lines({"text": f"t {n}"}) for n in range(200)))
+    args = DataArgs(datasets=[Source("a.jsonl")])
+    assert len(load_splits(args)["eval"]) == 20 and "are held out" not in caplog.text
+    load_splits(DataArgs(datasets=[Source("a.jsonl")], eval_fraction=0.05))
+    assert "only 10 of 200 rows are held out" in caplog.text

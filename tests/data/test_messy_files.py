@@ -1,6 +1,7 @@
 """A tour of messy files through every reader: right rows, or one line with file and line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from hfstack.tasks.classification.data import LabelArgs, load_labelled
 from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
+from hfstack.tasks.rl.prompts import load_prompts
 from hfstack.tasks.seq2seq.data import load_pairs
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 from hfstack.tasks.token_classification.data import load_sentences
@@ -54,6 +56,13 @@ def sft(args: DataArgs) -> list[Any]:
     splits, _ = load_instructions(args, Columns(), quarantine_file=Path("bad.jsonl"))
     rows = convert_rows(splits["train"], Columns(), as_chat=False)
     return [(row["prompt"], row["completion"]) for row in cast(Any, rows)]
+
+
+def prompts(args: DataArgs) -> list[Any]:
+    quarantine = Path("bad.jsonl")
+    return list(
+        load_prompts(args, recipe="rloo", as_chat=False, quarantine_file=quarantine)["train"]
+    )
 
 
 def pairs(args: DataArgs) -> list[Any]:
@@ -259,3 +268,32 @@ def test_messy_files(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     else:
         # 1.0 equals 1, and is a number where 1 is a class
         assert sorted(map(repr, reader(args))) == sorted(map(repr, expected))
+
+
+BAD: dict[str, tuple[Any, ...]] = {
+    # reader, a good row by its number, what makes it bad
+    "classify": (classify, lambda n: {"text": f"t {n}", "label": "ab"[n % 2]}, {"label": ""}),
+    "tag": (tag, lambda n: {"tokens": ["a", str(n)], "tags": ["O", "B-X"]}, {"tags": ["O"]}),
+    "answer": (answer, lambda n: QUESTION | {"context": f"Ada {n}"}, {"question": ""}),
+    "seq2seq": (seq2seq, lambda n: {"source": f"s {n}", "target": "t"}, {"target": " "}),
+    "pairs": (pairs, lambda n: PAIR | {"prompt": f"p {n}"}, {"chosen": "r"}),
+    "prompts": (prompts, lambda n: {"prompt": f"p {n}"}, {"prompt": " "}),
+}
+
+
+@pytest.mark.parametrize("task", BAD)
+def test_bad_rows_are_named_by_their_lines_after_the_split(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    reader, make, fault = BAD[task]
+    # none of the texts that rows are split by is bad, so that both sides have bad ones
+    rows = [make(n) | (fault if n in (6, 18, 19, 20, 22, 23) else {}) for n in range(40)]
+    Path("a.jsonl").write_text(lines(*rows))
+    args = DataArgs(datasets=["a.jsonl"], eval_fraction=0.4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"^(\d) rows cannot be used, first: (.*)") as caught:
+        reader(args)
+    named = {int(n) for n in re.findall(r"a\.jsonl line (\d+): ", str(caught.value))}
+    count = int(str(caught.value)[0])
+    assert 1 < count <= 6 and named <= {7, 19, 20, 21, 23, 24} and len(named) == min(count, 5)

@@ -366,6 +366,7 @@ def test_the_page_says_how_much_is_checked_and_what_is_only_warned_of() -> None:
     assert f"accumulation keeps the loss: {checks.accumulation_keeps_loss(1.09, 4.38)}" in page
     assert f"The first {preflight.CHECKED_ROWS:,} rows are checked" in page
     assert f"up to {preflight.COMPARED_ROWS:,} for shared rows" in page
+    assert f"renders up to {checks._LIKE_CONVERSATIONS} conversations of each order" in page
 
     # recipes without the rule of shared rows warn of them; embed has left such rows out
     training = [path for path in RECIPES if trains(path) and path.stem != "embed"]
@@ -383,7 +384,10 @@ def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype):
     with pytest.raises(ConfigError, match="would be trained, .*: set --dtype float32, with --bf16"):
         checked_tags(trainer)
 
-    # frozen beneath an adapter they may be
+    # where an fp32 copy of them is kept they may be, and frozen beneath an adapter
+    trainer.is_deepspeed_enabled = True
+    assert checked_tags(trainer) is trainer
+    trainer.is_deepspeed_enabled = False
     model.requires_grad_(False)
     model.classifier.float().requires_grad_(True)
     assert checked_tags(trainer) is trainer

@@ -220,14 +220,28 @@ def _looks_bad(line: str) -> bool:
 def remove_markup(text: str) -> str:
     """Remove what is left of HTML, wiki markup, BBCode and Markdown.
 
-    The words a reader would see are kept.
+    The words a reader would see are kept, and code in backticks stays as it is.
     """
-    if "```" not in text:
+    if "`" not in text:
         return _remove_markup(text)
     parts = text.split("```")  # even ones are prose, odd ones are code
     return "```".join(
-        part if index % 2 else _remove_markup(part) for index, part in enumerate(parts)
+        part if index % 2 else _remove_around_code(part) for index, part in enumerate(parts)
     )
+
+
+def _remove_around_code(text: str) -> str:
+    """Remove the markup around code in backticks: bold and links may reach over it."""
+    if any(mark in text for mark in _HIDDEN):
+        return _remove_markup(text)
+    kept: list[str] = []
+
+    def hide(code: re.Match[str]) -> str:
+        kept.append(code[0])
+        return f"{_HIDDEN[0]}{len(kept) - 1}{_HIDDEN[1]}"
+
+    shown = _remove_markup(_INLINE_CODE.sub(hide, text))
+    return _HIDDEN_CODE.sub(lambda place: kept[int(place[1])], shown)
 
 
 def remove_boilerplate(text: str) -> str:
@@ -330,6 +344,10 @@ _MARKDOWN_LINK = re.compile(
 )
 # one # may be a comment in a program
 _MARKDOWN_HEADING = re.compile(r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE)
+_INLINE_CODE = re.compile(r"(?<![`\\])(`{1,2})(?![`\s])[^`\n]*(?<![`\s])\1(?!`)")
+_HIDDEN = "\ue000\ue001"  # private characters, around the number of a piece of code
+_HIDDEN_CODE = re.compile(f"{_HIDDEN[0]}(\\d+){_HIDDEN[1]}")
+
 _MARKDOWN_STRONG = re.compile(r"(?<![*\w])\*\*(?![\s*])([^*\n]*[^*\s])\*\*(?![*])")
 
 

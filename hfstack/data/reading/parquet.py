@@ -32,8 +32,8 @@ def read_parquet(file: DataFile) -> Iterator[NumberedRow]:
     with open_bytes(file) as stream, tempfile.TemporaryFile() as plain:
         source: Any = file.path
 
-        # Parquet is read from its end, so a file that is compressed from outside is unpacked first.
-        if file.compression:
+        # Parquet is read from its end: what is compressed, or in an archive, is unpacked first.
+        if file.compression or file.member:
             shutil.copyfileobj(stream, plain)
             plain.seek(0)
             source = plain

@@ -287,3 +287,27 @@ def test_reports_how_many_documents_hold_code() -> None:
     list(clean_documents(rows, checks, report))
     assert report.metrics()["documents_code"] == 1
     assert ["code", 1, ""] in report.changed_table()[1]
+
+
+def test_code_in_the_backticks_of_prose_stays() -> None:
+    prose = (
+        "**Use `<map>`, `x **2 + y[0]**` or `a[[b]]` now**, and [`&lt;`](https://x.org) <b>so</b>."
+    )
+    kept = "Use `<map>`, `x **2 + y[0]**` or `a[[b]]` now, and `&lt;` so."
+    assert clean_text(prose).text == kept
+    assert clean_text("``Old <b>quotes</b>'' of `some' and `other' kinds").text == (
+        "``Old quotes'' of `some' and `other' kinds"
+    )
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        '{"a": "**b**", "c": "<map>"}\n{"a": "[[x]]", "c": "&amp;"}\n',
+        "local t = {}\nt[#t + 1] = [[long **string**]]\n",
+        "function y = f(x)\n% of **b**\ny = x.^2 + A(1,:)';\nend\n",
+    ],
+    ids=["lines of json", "lua", "matlab"],
+)
+def test_other_programs_stay(program: str) -> None:
+    assert clean_text(program).text == program.rstrip("\n")

@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.rows import read_rows
@@ -167,6 +168,13 @@ def test_an_archive_is_read_as_its_folder_is(tmp_path: Path) -> None:
         assert list(read_rows(plain)) == list(read_rows(unpacked))
     assert str(expand_files(str(packed))[0]).endswith("packed.zip/aclImdb/train/neg/0_neg.txt")
     assert not (tmp_path.parent / "outside.txt").exists()
+
+
+def test_parquet_in_an_archive(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "d.parquet"))
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.write(tmp_path / "d.parquet", "d.parquet")
+    assert list(read_rows(expand_files(str(tmp_path / "d.zip")))) == [{"text": "a"}, {"text": "b"}]
 
 
 def test_an_archive_of_one_table(tmp_path: Path) -> None:
