@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from peft import get_peft_model
-from transformers import Trainer
 from trl import ModelConfig, SFTConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -136,7 +135,7 @@ def main(
         collate = fine_tuning.collator_for(model, tokenizer, training_args)
 
         with refusals_of_upstream():
-            trainer = Trainer(
+            trainer = distillation.DistillTrainer(
                 model=model if adapter is None else get_peft_model(model, adapter),
                 args=distillation.distill_trainer_settings(training_args),
                 data_collator=distillation.WithPlaces(collate),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
@@ -129,7 +129,7 @@ def main(
         # trainer
         costs = fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
         throughput = Throughput(**costs)
-        trainer = SFTTrainer(
+        trainer = fine_tuning.SFTTrainerByTokens(
             model=model,
             args=fine_tuning.sft_trainer_settings(training_args),
             data_collator=fine_tuning.collator_for(model, tokenizer, training_args),

@@ -84,7 +84,7 @@ def test_what_was_given_or_fits_stays(
 
 
 def test_answers_are_never_to_the_examples_texts() -> None:
-    with pytest.raises(ConfigError, match="nothing to explain: give --texts"):
+    with pytest.raises(ConfigError, match="1 answers, 0 texts"):
         read("explain", "--output_dir", "out", "--answers", "mine")
     assert read("explain", "--output_dir", "out", "--answers", "a", "--texts", "b")["texts"] == [
         "b"

@@ -60,7 +60,7 @@ def all_commands() -> Iterator[list[str]]:
     for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"^[ \t]*hfstack run ([^\n#|>&`]+)", text, re.MULTILINE):
-            if not re.search(r"[$<\[{]|\.\.\.", line):
+            if not re.search(r"[$<\[{]|\.\.\.|my_recipes|_words", line):
                 yield shlex.split(re.sub(r"--sweep \S+", "", line))
 
 

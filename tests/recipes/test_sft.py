@@ -127,7 +127,7 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     # it has learned "The fox."; a uniform guess is ln 304
     assert metrics["held_out_loss"] < 1.5 < math.log(304)
     assert metrics["held_out_perplexity"] == pytest.approx(math.exp(metrics["held_out_loss"]))
-    assert metrics["eval_loss"] == pytest.approx(metrics["held_out_loss"], rel=0.05)
+    assert metrics["eval_loss"] == pytest.approx(metrics["held_out_loss"], rel=1e-4)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert (
         metrics["answer_rows"] == 5 and 0 <= metrics["bleu"] <= 100 and 0 <= metrics["rougeL"] <= 1
@@ -207,7 +207,7 @@ def test_eval_rows_need_not_be_packed(sft, tmp_path: Path) -> None:
     packed = sft(output_dir=tmp_path / "a")
     single = sft(output_dir=tmp_path / "b", eval_packing="false")
     assert single["held_out_loss"] == packed["held_out_loss"]
-    assert single["eval_loss"] == pytest.approx(packed["held_out_loss"], rel=0.02)
+    assert single["eval_loss"] == pytest.approx(packed["held_out_loss"], rel=1e-4)
 
 
 def test_instruction_input_output(

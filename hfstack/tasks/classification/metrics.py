@@ -37,7 +37,7 @@ def scores(predictions: Array, targets: Array, problem_type: str, classes: int) 
         return {
             "accuracy": float((said == true).all(axis=1).mean()),
             "label_accuracy": float((said == true).mean()),
-            "f1_macro": float(_f1(hits, wanted, given).mean()),
+            "f1_macro": _mean_f1(hits, wanted, given),
             "f1_micro": float(_f1(hits.sum(), wanted.sum(), given.sum())),
         }
 
@@ -50,7 +50,7 @@ def scores(predictions: Array, targets: Array, problem_type: str, classes: int) 
     spread = float(numpy.sqrt((total**2 - (given**2).sum()) * (total**2 - (wanted**2).sum())))
     found = {
         "accuracy": float(right / total),
-        "f1_macro": float(per_class[(wanted + given) > 0].mean()),
+        "f1_macro": _mean_f1(hits, wanted, given),
         "f1_micro": float(right / total),
         "matthews": float((right * total - (given * wanted).sum()) / spread) if spread else 0.0,
     }
@@ -215,6 +215,12 @@ def trainer_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
 def _f1(hits: Any, wanted: Any, given: Any) -> Any:
     """F1 = 2 TP / (actual + predicted), 0 where there is neither."""
     return numpy.where((wanted + given) > 0, 2 * hits / numpy.maximum(wanted + given, 1), 0.0)
+
+
+def _mean_f1(hits: Any, wanted: Any, given: Any) -> float:
+    """Mean F1 of the classes that occur among targets or predictions; 0 where none does."""
+    occurs = (wanted + given) > 0
+    return float(_f1(hits, wanted, given)[occurs].mean()) if occurs.any() else 0.0
 
 
 def _number_scores(said: Array, true: Array) -> dict[str, float]:

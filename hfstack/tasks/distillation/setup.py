@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, SFTConfig
 
 from hfstack.errors import ConfigError
@@ -34,6 +34,7 @@ from hfstack.tasks.distillation.teachers import (
     refuse_other_tokenizer,
 )
 from hfstack.tasks.sft.answers import answer_loss
+from hfstack.training.token_average import EachTokenCounts
 from hfstack.training.unread_options import refuse_unread
 
 _OWN_LOSS = "the loss is the distance from the teacher"
@@ -46,6 +47,12 @@ _UNREAD = {
     "padding_free": "rows are padded, or packed by --packing",
     "activation_offloading": "this recipe has no such switch",
 }
+
+
+class DistillTrainer(EachTokenCounts, Trainer):
+    """Trainer of a causal student, whose evaluation is a mean over tokens."""
+
+    shifts_labels = True
 
 
 @dataclass

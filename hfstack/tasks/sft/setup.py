@@ -15,7 +15,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig, clone_chat_template
+from trl import SFTConfig, SFTTrainer, clone_chat_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -35,9 +35,17 @@ from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 from hfstack.training.settings import total_peak_flops_per_s
+from hfstack.training.token_average import EachTokenCounts
 from hfstack.training.unread_options import refuse_unread_settings
 
 logger = get_logger(__name__)
+
+
+class SFTTrainerByTokens(EachTokenCounts, SFTTrainer):
+    """TRL's SFTTrainer, whose evaluation is a mean over tokens."""
+
+    shifts_labels = True
+    means_are_local = True  # TRL's evaluation passes no count of the other processes' tokens
 
 
 def check_sft_settings(

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.training.token_average import EachTokenCounts
 
 
 def token_loss(
@@ -45,7 +46,7 @@ def token_loss_func(label_smoothing_factor: float) -> Callable[..., torch.Tensor
     return None if label_smoothing_factor else token_loss
 
 
-class InOrderTrainer(Trainer):
+class InOrderTrainer(EachTokenCounts, Trainer):
     """Trainer that evaluates the rows in their order, whatever the order of training.
 
     With `train_sampling_strategy` group_by_length upstream shuffles the evaluation rows as well

@@ -84,6 +84,13 @@ def test_several_labels_as_scikit_learn_scores_them():
     )
 
 
+def test_a_label_that_no_row_has_lowers_no_mean():
+    targets = numpy.array([[1, 0, 0], [0, 1, 0]])
+    assert scores(targets, targets, SEVERAL, 3)["f1_macro"] == 1
+    assert scores(numpy.zeros((2, 3)), numpy.zeros((2, 3)), SEVERAL, 3)["f1_macro"] == 0
+    assert scores(numpy.array([0, 1]), numpy.array([0, 1]), SINGLE, 3)["f1_macro"] == 1
+
+
 def test_numbers_as_scipy_scores_them():
     generator = numpy.random.default_rng(2)
     targets = generator.normal(size=50).round(1)  # with ties
