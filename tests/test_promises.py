@@ -211,8 +211,9 @@ tests/data/reading/test_rows.py::test_quarantine_keeps_file_line_reason_and_raw_
     row: `quarantine`
 tests/data/test_messy_files.py::test_bad_rows_are_named_by_their_lines_after_the_split
     `classify`, `tag`, `answer`, `seq2seq`
-tests/tasks/preferences/test_rows.py::test_quarantined_rows_are_written_beside
+tests/data/test_bad_rows.py::test_bad_rows_are_refused_or_left_out
     Under `skip` and `quarantine`
+    `tag`, `answer`, `seq2seq`, `embed` and the recipes
 tests/data/reading/test_rows.py::test_odd_first_row_is_the_bad_one_not_all_others
     When the first row differs from the others
 tests/data/test_splitting.py::test_equal_weights_of_one_take_every_row
