@@ -14,7 +14,7 @@ _MOST_COLUMNS, _SHOWN_COLUMNS = 1000, 20
 
 
 class ReadRows(Protocol):
-    """What a reader says of a source: good rows, bad ones by reason, columns that it left out."""
+    """Good rows of a source, bad ones by reason, and columns that were left out."""
 
     @property
     def rows(self) -> int | None: ...
@@ -68,7 +68,9 @@ class RowCounts:
         return good
 
     def hold_out(self, count: int) -> None:
-        """Count rows of the train files that are held out for evaluation."""
+        """Count rows of the train files that are held out for evaluation, if any."""
+        if not count:
+            return
         self.leave_out("train", _HELD_OUT, count)
         self.read("eval", count)
 

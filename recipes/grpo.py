@@ -53,7 +53,7 @@ def well_formed(prompts: list[Any], completions: list[Any], **columns: Any) -> l
 
 
 def last_number(text: Any) -> float | None:
-    """Return the last number of a text, or a number itself; commas may separate thousands."""
+    """Return the last number of a text, or a number; commas may part thousands."""
     found = NUMBER.findall(str(text))
     return float(found[-1].replace(",", "")) if found else None
 

@@ -161,8 +161,11 @@ def check_row_counts(folder: Path) -> None:
     uncounted = any(group.get("streaming") or group.get("dry_run") for group in groups)
     if any("num_train_epochs" in group for group in groups) and not uncounted:
         assert record.rows.splits["train"].used > 0 and record.rows.columns_used, folder
-        marked = r"^  (trained|label|labels|asked|answer|query|passage) +\S"
-        assert re.search(marked, record.example or "", re.MULTILINE), (folder, record.example)
+        marked = r"^  (trained|label|labels|asked|answer|passage|chosen) +\S"
+        # each rung of a ladder is a run of its own
+        rungs = [read_run(file.parent).example for file in folder.glob("rungs/*/run.json")]
+        example = record.example or next(filter(None, rungs), "")
+        assert re.search(marked, example, re.MULTILINE), (folder, example)
 
     for name, counts in record.rows.splits.items():
         if counts.made is None:

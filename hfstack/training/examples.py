@@ -81,6 +81,10 @@ def describe_rows(
         names: of classes, by their number.
     """
     for row in rows:
+        if lines := _describe_pair(row, tokenizer):
+            yield "\n".join(lines)
+            continue
+
         # A collator may mask at random, and training's own numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
             batch = collate([row])
@@ -97,6 +101,28 @@ def describe_rows(
                 one = {key: batch[f"{side}_{key}"] for key in keys}
                 lines += _describe_batch(one, tokenizer, {})
             yield "\n".join(lines)
+
+
+def _describe_pair(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the lines of a row of two texts whose order or nearness is trained, or none.
+
+    Such are two answers of which a reward model learns the better one, and a query with its
+    passage, and passages that do not answer it or a score.
+    """
+    if not isinstance(row, dict):
+        return []
+    if "chosen_ids" in row:
+        sides = [(side, row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+        lines = [
+            f"a pair of {len(sides[0][1])} and {len(sides[1][1])} tokens: the order is trained"
+        ]
+        return lines + [
+            f"  {side:<8} {_quoted(_decode_all(tokenizer, ids))}" for side, ids in sides
+        ]
+    if {"query", "passage"} <= row.keys():
+        lines = ["a query and its passage: how near they are is trained"]
+        return lines + [f"  {name:<8} {_quoted(text)}" for name, text in row.items()]
+    return []
 
 
 def _describe_batch(

@@ -54,7 +54,7 @@ class EachTokenCounts(Trainer):
         return output
 
     def _average_shares(self, tokens: list[float]) -> None:
-        """Average what TRL's trainers keep of each batch, such as the share of right tokens."""
+        """Average what TRL keeps of each batch, such as the share of right tokens."""
         kept = getattr(self, "_metrics", {}).get("eval", {})
         for name, values in kept.items():
             if len(values) == len(tokens) and sum(tokens):

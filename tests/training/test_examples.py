@@ -102,6 +102,23 @@ def test_both_sides_of_a_pair_are_shown(tokenizer: Any) -> None:
     assert text.count(" trained\n") == 2 and "kind" in text and "ran" in text
 
 
+def test_pairs_whose_order_or_nearness_is_trained_are_shown(tokenizer: Any) -> None:
+    sides = {side: ids_of(tokenizer, side)[0].tolist() for side in ("chosen", "rejected")}
+    row = {f"{side}_ids": ids for side, ids in sides.items()}
+    [text] = describe_rows([row], list, tokenizer)
+    counts = [len(ids) for ids in sides.values()]
+    assert text.startswith(f"a pair of {counts[0]} and {counts[1]} tokens: the order is trained\n")
+    assert text.splitlines()[1:] == ['  chosen   "chosen"', '  rejected "rejected"']
+
+    row = {"query": "Where?", "passage": "In the den.", "score": 0.5}
+    [text] = describe_rows([row], list, tokenizer)
+    assert text.splitlines()[1:] == [
+        '  query    "Where?"',
+        '  passage  "In the den."',
+        "  score    0.5",
+    ]
+
+
 def test_show_prints_rows_and_leaves_nothing(run_recipe, tiny_llama: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     data.write_text(

@@ -206,7 +206,7 @@ class RowChecker:
         return self._read is None or column in self._read
 
     def _may_be_numbers(self, column: str) -> bool:
-        """Return whether digits in a table are a number, and not text: `3.50`, a name such as 7."""
+        """Return whether digits in a column of a table are a number, and not text."""
         if self._numbers is None:
             return self._read is None or column not in self._read
         return column in self._numbers

@@ -123,14 +123,7 @@ def load_labelled(
         )
 
     task = glue_task(label_args.task) if label_args.task else None
-    more: list[Source] = []
-
-    if task is not None and not data_args.datasets:
-        data_args.datasets = [Source(GLUE_ID, label_args.task)]
-        if not data_args.eval_datasets:
-            first, *others = (Source(GLUE_ID, label_args.task, split) for split in task.eval_splits)
-            data_args.eval_datasets, more = [first], others
-
+    more = _name_sources(data_args, task, label_args.task)
     pairs = label_args.text_pair_column is not None or (
         task is not None and task.columns[1] is not None
     )
@@ -157,12 +150,7 @@ def load_labelled(
 
     _refuse_missing_columns(splits, columns, label_args, task)
 
-    kind: Any = None if label_args.kind == "auto" else label_args.kind
-    given = label_args.labels or list(task.labels if task else ())
-
-    if task is not None and kind is None:
-        kind = "single_label" if task.labels else "regression"
-
+    kind, given = _asked_labels(label_args, task)
     sources = [*data_args.datasets, *data_args.eval_datasets]
     _leave_out_unlabelled(splits, label_args.label_column[0], sources, row_counts)
     with rows_by_line(splits, columns, label_args.label_column, sources):
@@ -251,6 +239,28 @@ def encode_split(
     shown = [text if pairs is None else f"{text} ‖ {pairs[i]}" for i, text in enumerate(texts)]
     kept_texts, kept_targets = [shown[i] for i in kept], [targets[i] for i in kept]
     return Encoded(Dataset.from_dict(columns), kept_texts, kept_targets, list(kept))
+
+
+def _name_sources(data_args: DataArgs, task: GlueTask | None, name: str | None) -> list[Source]:
+    """Name the sources of a task where no others are; return further held-out ones."""
+    if task is None or data_args.datasets:
+        return []
+    data_args.datasets = [Source(GLUE_ID, name)]
+    if data_args.eval_datasets:
+        return []
+    first, *more = (Source(GLUE_ID, name, split) for split in task.eval_splits)
+    data_args.eval_datasets = [first]
+    return more
+
+
+def _asked_labels(label_args: LabelArgs, task: GlueTask | None) -> tuple[Any, list[str]]:
+    """Return the kind that was asked for, None for auto, and the names of labels if given."""
+    given = label_args.labels or list(task.labels if task else ())
+    if label_args.kind != "auto":
+        return label_args.kind, given
+    if task is None:
+        return None, given
+    return "single_label" if task.labels else "regression", given
 
 
 def _refuse_missing_columns(

@@ -128,7 +128,7 @@ def count_conflicts(
     find_places: FindPlaces,
     row_counts: RowCounts,
 ) -> None:
-    """Count and log the rows of each split whose text has another label in another row.
+    """Count and log the rows of each split whose text has another label too.
 
     Args:
         texts: columns of the texts.

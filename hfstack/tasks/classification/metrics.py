@@ -218,7 +218,7 @@ def _f1(hits: Any, wanted: Any, given: Any) -> Any:
 
 
 def _mean_f1(hits: Any, wanted: Any, given: Any) -> float:
-    """Mean F1 of the classes that occur among targets or predictions; 0 where none does."""
+    """Mean F1 of the classes that occur as true or predicted; 0 without any."""
     occurs = (wanted + given) > 0
     return float(_f1(hits, wanted, given)[occurs].mean()) if occurs.any() else 0.0
 

@@ -111,8 +111,9 @@ def load_preferences(
         collect = None if data_args.on_bad_row == "fail" else bad
         with rows_by_line({"preference": rows}, [*columns_read(args)], (), sources):
             converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
-        bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
-        _report(name, counted, bad, bad_file)
+        _report(
+            name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None
+        )
 
         if counts is not None:
             counts[name] = counted
@@ -127,8 +128,7 @@ def load_preferences(
         row_counts.leave_out("train", "with a prompt of eval_datasets", shared)
     else:
         splits = split_pairs(splits["train"], data_args)
-        if "eval" in splits:
-            row_counts.hold_out(len(splits["eval"]))
+        row_counts.hold_out(len(splits.get("eval", ())))
 
     return Splits(splits, describe_roles(data_args, log))
 

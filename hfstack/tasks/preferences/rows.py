@@ -88,7 +88,7 @@ def columns_read(args: PreferenceArgs) -> set[str]:
 
 
 def number_columns(args: PreferenceArgs) -> set[str]:
-    """Return the columns whose cells in a table may be numbers; those of texts never are."""
+    """Return the columns whose cells in a table may be numbers, unlike texts."""
     return {args.ranks_column, args.rating_column, args.label_column}
 
 
