@@ -126,7 +126,7 @@ def main(
         # data
         log: SourceLog = {}
         group = compare_args.group_column
-        columns = set().union({group} - {None}, *(scorer.columns for scorer in scorers))
+        columns = set[str]().union([group] if group else [], *(one.columns for one in scorers))
         rows = load_mixture(
             score_args.datasets,
             on_bad_row=score_args.on_bad_row,

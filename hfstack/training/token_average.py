@@ -31,10 +31,11 @@ class EachTokenCounts(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
         """Evaluate one batch, and note its loss with the tokens that it is a mean of."""
         labels = inputs.get("labels")
-        result = super().prediction_step(model, inputs, *args, **settings)
+        result: Any = super().prediction_step(model, inputs, *args, **settings)
 
         alone = self.means_are_local or self.args.world_size == 1
-        if alone and self._sums is not None and labels is not None and labels.dim() == 2:
+        of_tokens = result[0] is not None and labels is not None and labels.dim() == 2
+        if alone and self._sums is not None and of_tokens:
             scored = labels[:, 1:] if self.shifts_labels else labels
             tokens = float((scored != IGNORED_LABEL).sum())
             self._sums.append((float(result[0]) * tokens if tokens else 0.0, tokens))
@@ -43,13 +44,17 @@ class EachTokenCounts(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **settings: Any) -> Any:
         """Evaluate all batches; the loss is the mean over their tokens."""
         self._sums = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **settings)
+        output: Any = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **settings
+        )
         sums, self._sums = self._sums, None
 
-        if sums and f"{metric_key_prefix}_loss" in output.metrics:
+        name = f"{metric_key_prefix}_loss"
+        if sums and name in output.metrics:
             total = torch.tensor(sums, dtype=torch.float64).sum(0).to(self.args.device, torch.float)
-            nats, tokens = self.accelerator.reduce(total, "sum").tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = nats / max(tokens, 1)
+            whole: Any = self.accelerator.reduce(total, "sum")
+            nats, tokens = whole.tolist()
+            output.metrics[name] = nats / max(tokens, 1)
             self._average_shares([tokens for _, tokens in sums])
         return output
 
