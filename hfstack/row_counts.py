@@ -51,9 +51,9 @@ class RowCounts:
         self.splits[split] = SplitCounts(read=count, used=count)
 
     def read_sources(self, split: str, sources: Sequence[ReadRows]) -> int:
-        """Count the good rows of a split's sources, and the bad ones by reason; return the first.
+        """Count the rows of a split's sources, and return how many are good.
 
-        Columns that were not kept are no more than named.
+        Bad ones are counted by reason; columns that were not kept are named.
         """
         reasons: Counter[str] = Counter()
         for each in sources:

@@ -104,7 +104,7 @@ def describe_rows(
 
 
 def _describe_pair(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the lines of a row of two texts whose order or nearness is trained, or none.
+    """Return the lines of two texts whose order or nearness is trained, or none.
 
     Such are two answers of which a reward model learns the better one, and a query with its
     passage, and passages that do not answer it or a score.

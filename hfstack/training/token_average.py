@@ -34,8 +34,8 @@ class EachTokenCounts(Trainer):
         result: Any = super().prediction_step(model, inputs, *args, **settings)
 
         alone = self.means_are_local or self.args.world_size == 1
-        of_tokens = result[0] is not None and labels is not None and labels.dim() == 2
-        if alone and self._sums is not None and of_tokens:
+        of_tokens = labels is not None and labels.dim() == 2
+        if alone and self._sums is not None and of_tokens and result[0] is not None:
             scored = labels[:, 1:] if self.shifts_labels else labels
             tokens = float((scored != IGNORED_LABEL).sum())
             self._sums.append((float(result[0]) * tokens if tokens else 0.0, tokens))

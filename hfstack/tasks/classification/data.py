@@ -254,7 +254,7 @@ def _name_sources(data_args: DataArgs, task: GlueTask | None, name: str | None) 
 
 
 def _asked_labels(label_args: LabelArgs, task: GlueTask | None) -> tuple[Any, list[str]]:
-    """Return the kind that was asked for, None for auto, and the names of labels if given."""
+    """Return the kind that was asked for, None for auto, and the names given."""
     given = label_args.labels or list(task.labels if task else ())
     if label_args.kind != "auto":
         return label_args.kind, given

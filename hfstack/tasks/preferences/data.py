@@ -20,7 +20,7 @@ from trl import ModelConfig
 
 from hfstack.data.places import RowProblem, rows_by_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, SourceLog, describe_roles, load_mixture
+from hfstack.data.sources import DataArgs, ReadSource, SourceLog, describe_roles, load_mixture
 from hfstack.data.splitting import Splits, drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
 from hfstack.intervals import wins
@@ -111,15 +111,13 @@ def load_preferences(
         collect = None if data_args.on_bad_row == "fail" else bad
         with rows_by_line({"preference": rows}, [*columns_read(args)], (), sources):
             converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
-        _report(
-            name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None
-        )
+        bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
+        _report(name, counted, bad, bad_file)
 
         if counts is not None:
             counts[name] = counted
         splits[name] = _as_dataset(converted)
-        row_counts.read_sources(name, [log[source.key] for source in sources])
-        _count_rows(row_counts, name, counted, form)
+        _count_rows(row_counts, name, [log[one.key] for one in sources], counted, form)
 
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
@@ -414,9 +412,14 @@ def _checked_rows(
 
 
 def _count_rows(
-    row_counts: RowCounts, split: str, counts: PreferenceCounts, form: Literal["pairs", "labels"]
+    row_counts: RowCounts,
+    split: str,
+    read: list[ReadSource],
+    counts: PreferenceCounts,
+    form: Literal["pairs", "labels"],
 ) -> None:
     """Count what became of the rows of a split, and what was left out on the way."""
+    row_counts.read_sources(split, read)
     reasons = ("bad_rows", "ties", "duplicates", "contradictions")
     for reason in reasons:
         row_counts.leave_out(split, reason.replace("_", " "), getattr(counts, reason))
