@@ -5,7 +5,7 @@ right tokens by batches: a batch of few tokens counts as much as one of many, so
 rows of different lengths depends on `--per_device_eval_batch_size`. Here every token counts once.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -31,7 +31,7 @@ class EachTokenCounts(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
         """Evaluate one batch, and note its loss with the tokens that it is a mean of."""
         labels = inputs.get("labels")
-        result: Any = super().prediction_step(model, inputs, *args, **settings)
+        result = cast(Any, super().prediction_step(model, inputs, *args, **settings))
 
         alone = self.means_are_local or self.args.world_size == 1
         of_tokens = labels is not None and labels.dim() == 2
