@@ -141,16 +141,20 @@ def soak(recipe: str, flags: Flags, folder: Path, faults: int, generator: random
             problems += compare(undisturbed, run, repeats=True)
         if problems:
             found.append(f"{fault}: {'; '.join(problems)} ({run})")
+            print(f"  {found[-1]}", flush=True)
         else:
             shutil.rmtree(run)
             run.with_suffix(".log").unlink()
+        # a soak that is stopped has said how far it came
+        if counts["tried"] % 10 == 0:
+            print(f"  {recipe}: {dict(counts)}, {len(found)} lost something", flush=True)
 
     print(
         f"{recipe}: {counts['struck']} of {counts['tried']} faults struck; then "
         f"{counts['finished']} runs finished all the same, {counts['line']} ended in one line and "
-        f"{counts['traceback']} in a traceback; {len(found)} lost something"
+        f"{counts['traceback']} in a traceback; {len(found)} lost something",
+        flush=True,
     )
-    print("".join(f"  {line}\n" for line in found), end="")
     return len(found)
 
 
@@ -170,7 +174,7 @@ def strike(module: ModuleType, flags: Flags, run: Path, fault: Fault) -> list[st
     log = run.with_suffix(".log").read_text(errors="replace")
     ending = "finished" if code == 0 else "traceback" if "Traceback" in log else "line"
     if ending == "traceback":
-        print(f"  {fault}: {read_last_line(run)}")
+        print(f"  {fault}: {read_last_line(run)}", flush=True)
     return ["struck", ending]
 
 
