@@ -134,11 +134,14 @@ def soak(recipe: str, flags: Flags, folder: Path, faults: int, generator: random
         counts["tried"] += 1
         shutil.copytree(half, run)
         counts.update(strike(module, flags, run, fault))
+
+        # what is left, and whether it can be gone on with
         problems = find_losses(half, run)
         if wait(start(module, flags | {"resume_from_checkpoint": "last"}, run)) != 0:
             problems.append(f"does not resume: {read_last_line(run)}")
         else:
             problems += compare(undisturbed, run, repeats=True)
+
         if problems:
             found.append(f"{fault}: {'; '.join(problems)} ({run})")
             print(f"  {found[-1]}", flush=True)

@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -17,6 +20,8 @@ from transformers import (
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
 Flags = dict[str, object]
+
+WORDS = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
 
 
 def training_flags(flags: Flags, *, steps: int, processes: int = 1) -> Flags:
@@ -42,10 +47,8 @@ def training_flags(flags: Flags, *, steps: int, processes: int = 1) -> Flags:
 
 def make_inputs(folder: Path) -> Path:
     """Write a tiny tokenizer, a tiny chat model with dropout, and rows of each form."""
-    # rows
-    words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
     stories = [
-        f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
+        f"{i}: the {WORDS[i % 8]} met the {WORDS[(i * 3 + 1) % 8]} near the {WORDS[i % 5 + 3]}."
         for i in range(80)
     ]
 
@@ -86,25 +89,37 @@ def make_inputs(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
-    for name in ("model", "judge"):
+    encoder = AutoConfig.for_model(**_architectures(len(tokenizer))["bert"])
+    AutoModelForMaskedLM.from_config(encoder).save_pretrained(folder / "encoder")
+    for name in ("model", "judge", "encoder"):
         tokenizer.save_pretrained(folder / name)
 
     # files
-    forms = {
+    for name, rows in _rows_of_each_form(stories).items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, architecture in _architectures(len(tokenizer)).items():
+        (folder / f"{name}.json").write_text(json.dumps(architecture))
+    return folder
+
+
+def _rows_of_each_form(stories: list[str]) -> dict[str, list[dict[str, object]]]:
+    """Return rows by the name of their file."""
+    return {
         "text": [{"text": story} for story in stories * 4],
         "chat": [
-            {"prompt": f"Who is number {i}?", "completion": f"The {words[i % 8]}."}
+            {"prompt": f"Who is number {i}?", "completion": f"The {WORDS[i % 8]}."}
             for i in range(80)
         ],
         "pairs": [
             {
                 "prompt": f"Tell of {i}: ",
-                "chosen": f"a kind {words[i % 8]} was happy",
+                "chosen": f"a kind {WORDS[i % 8]} was happy",
                 "rejected": f"a ball {i % 9}",
             }
             for i in range(80)
         ],
-        "labels": [{"text": story, "label": words[i % 2]} for i, story in enumerate(stories)],
+        # one target a row
+        "labels": [{"text": story, "label": WORDS[i % 2]} for i, story in enumerate(stories)],
         "tags": [
             {"tokens": story.split(), "tags": ["O", "O", "B-X", *["O"] * 6]} for story in stories
         ],
@@ -112,14 +127,15 @@ def make_inputs(folder: Path) -> Path:
             {
                 "question": f"Who is {i}?",
                 "context": story,
-                "answers": {"text": [words[i % 8]], "answer_start": [story.index(words[i % 8])]},
+                "answers": {"text": [WORDS[i % 8]], "answer_start": [story.index(WORDS[i % 8])]},
             }
             for i, story in enumerate(stories)
         ],
     }
-    for name, rows in forms.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+
+def _architectures(vocabulary: int) -> dict[str, dict[str, Any]]:
+    """Return architectures that are trained from scratch, with dropout."""
     gpt2 = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -127,8 +143,9 @@ def make_inputs(folder: Path) -> Path:
         "n_head": 2,
         "n_embd": 64,
         "n_positions": 128,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
     }
+
     bert = {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM"],
@@ -137,8 +154,9 @@ def make_inputs(folder: Path) -> Path:
         "hidden_size": 64,
         "intermediate_size": 128,
         "max_position_embeddings": 128,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
     }
+
     bart = {
         "model_type": "bart",
         "architectures": ["BartForConditionalGeneration"],
@@ -147,11 +165,10 @@ def make_inputs(folder: Path) -> Path:
         **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
         **{f"{part}_ffn_dim": 128 for part in ("encoder", "decoder")},
         "max_position_embeddings": 128,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
     }
-    for name, config in {"gpt2": gpt2, "bert": bert, "bart": bart}.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    return folder
+
+    return {"gpt2": gpt2, "bert": bert, "bart": bart}
 
 
 def pretrain_flags(inputs: Path) -> Flags:
@@ -260,7 +277,8 @@ def task_flags(inputs: Path, form: str) -> Flags:
 
 def span_flags(inputs: Path) -> Flags:
     """Return the flags of a head that finds answers in windows."""
-    return task_flags(inputs, "questions") | {"stride": 16}
+    own: Flags = {"model_name_or_path": inputs / "encoder", "stride": 16}
+    return task_flags(inputs, "questions") | own
 
 
 def seq2seq_flags(inputs: Path) -> Flags:

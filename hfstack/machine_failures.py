@@ -28,6 +28,10 @@ _CODES = frozenset(
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bErrno (\d+)\b|[Ee]rror code (\d+)\b")
 _IN_WORDS = {os.strerror(code): code for code in _CODES - {errno.EACCES, errno.EPERM}}
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc")
+_FILE_ADVICE = (
+    "a file could not be written or read to its end; look at the disk that it lies on, and at the "
+    "number of files that may be open (ulimit -n)"
+)
 _OTHER_FAILURES = {
     "can't start new thread": "the system starts no more threads; raise the number of processes "
     "that this user may have (ulimit -u), or lower --dataloader_num_workers",
@@ -36,8 +40,9 @@ _OTHER_FAILURES = {
     # torch's, of a worker that the system killed
     "DataLoader worker (pid": "a process that loads data was killed, most often because memory ran "
     "out; lower --dataloader_num_workers, or give the machine more memory",
-    "inline_container.cc": "a file could not be written or read to its end; look at the disk that "
-    "it lies on",
+    "inline_container.cc": _FILE_ADVICE,
+    # C++'s own streams, by which torch writes a checkpoint, keep the reason to themselves
+    "basic_ios::clear": _FILE_ADVICE,
 }
 _MEMORY_ADVICE = (
     "memory ran out; lower --per_device_train_batch_size (and raise --gradient_accumulation_steps "

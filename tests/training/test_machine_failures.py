@@ -224,6 +224,7 @@ def test_libraries_that_say_it_in_words_are_understood() -> None:
         "unable to open file </a> in read-only mode: Too many open files (24)": "ulimit -n",
         "CUDA out of memory. Tried to allocate 20.00 MiB.": "memory ran out",
         "received 0 items of ancdata": "ulimit -n",
+        "basic_ios::clear: iostream error": "could not be written or read to its end",
     }
     for text, advice in said.items():
         assert advice in str(describe_failure(RuntimeError(text))), text
