@@ -133,9 +133,11 @@ def test_csv_cells_that_are_no_numbers_after_the_first_rows(tmp_path: Path) -> N
     args = DataArgs([Source(str(path))], eval_fraction=0)
     found = load_splits(args, {"text", "label"})["train"]
     assert found.column_names == ["text", "label"]
-    assert found[-1] == {"text": "last", "label": 1}
+    assert found[-1] == {"text": "last", "label": "1"}
+    found = load_splits(args, {"text", "label"}, numbers={"label"})["train"]
+    assert found[-1] == {"text": "last", "label": 1, "id": "A131"}
     with pytest.raises(DataError, match=r"a\.csv line 152: column 'id' is an integer in the first"):
-        load_splits(args, {"text", "id"})
+        load_splits(args, {"text", "id"}, numbers={"id"})
 
 
 def test_files_of_unlike_schema(tmp_path: Path) -> None:
