@@ -111,7 +111,8 @@ def _describe_pair(row: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """
     if not isinstance(row, dict):
         return []
-    if "chosen_ids" in row:
+    # rows of dpo have their prompt beside them, and go on to be shown with what is trained marked
+    if "chosen_ids" in row and "prompt_ids" not in row:
         sides = [(side, row[f"{side}_ids"]) for side in ("chosen", "rejected")]
         lines = [
             f"a pair of {len(sides[0][1])} and {len(sides[1][1])} tokens: the order is trained"
