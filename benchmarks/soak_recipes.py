@@ -87,6 +87,8 @@ def make_inputs(folder: Path) -> Path:
         attention_dropout=0.1,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
+
+    # what gives rewards, and what reads from both sides
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
     encoder = AutoConfig.for_model(**_architectures(len(tokenizer))["bert"])
