@@ -49,6 +49,7 @@ from hfstack.redaction import redact
 from hfstack.upstream_defaults import (
     hide_progress_bars,
     refuse_remote_code,
+    shorten_load_reports,
     turn_telemetry_off,
 )
 from hfstack.yaml_options import read_options
@@ -97,6 +98,7 @@ def command_line(main: Callable[..., Any]) -> None:
     setup_logging()
     redact_tracebacks()
     turn_telemetry_off()
+    shorten_load_reports()
     # In a log file a progress bar is thousands of lines.
     if not sys.stderr.isatty():
         hide_progress_bars()

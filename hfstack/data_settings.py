@@ -8,6 +8,7 @@ defaults: they describe the data that the file names, and would train on the use
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -66,15 +67,14 @@ def settings_to_drop(
     return dropped
 
 
-def log_dropped(dropped: Mapping[str, str], path: Any) -> None:
+def log_dropped(dropped: Mapping[str, str], path: Path) -> None:
     """Say which settings of the YAML file were left out, one line a flag."""
     for option in dict.fromkeys(dropped.values()):
         names = [name for name, because in dropped.items() if because == option]
         logger.info(
-            "--%s is not what %s has, so its %s left out: %s",
+            "left out of %s, because they belong to its own %s: %s",
+            path.name,
             option,
-            path,
-            "setting is" if len(names) == 1 else "settings are",
             ", ".join(names),
         )
 

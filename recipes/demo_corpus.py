@@ -118,7 +118,8 @@ def main(args: DemoArgs) -> dict[str, float]:
             if faults[fault]
         ]
 
-        run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
+        if planted:
+            run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
         for fault, duty, count in planted:
             print(f"{fault:<20} {count:>6} rows to {duty}")
 
@@ -131,6 +132,7 @@ def main(args: DemoArgs) -> dict[str, float]:
             | {
                 "trigram_bits_per_byte": trigram,
                 "documents": args.stories,
+                "instruction_rows": len(tasks),
                 "text_bytes": text_bytes,
                 "planted_share": 1 - faults[None] / args.stories,
                 "documents_per_s": speed,

@@ -52,7 +52,8 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
         # hashes
         publication = check_files(folder, args.repo)
         files, digest = publication["files"], publication_digest(publication)
-        print(f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {digest}")
+        place = f"{args.repo} {commit}".strip()
+        print(f"{place}: {len(files)} files are as published, sha256 of all {digest}")
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}
 
         # number

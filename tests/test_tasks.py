@@ -277,6 +277,18 @@ def test_news(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_headlines(run: Run, tmp_path: Path) -> None:
+    texts = [story(1, n).text.partition(". ")[0] for n in range(60)]  # short enough to end
+    write_rows(
+        tmp_path / "news.jsonl", [{"title": f"Title {n}", "text": t} for n, t in enumerate(texts)]
+    )
+    run_page(run, "headlines.md")
+    found = read_run(tmp_path / "runs/writer").metrics
+    assert found["eval_loss"] > 0 and found["answer_rows"] == 2
+    assert read_run(tmp_path / "runs/better_writer").status == "finished"
+
+
+@pytest.mark.slow
 def test_poems(run: Run, tmp_path: Path) -> None:
     pieces = [f"SPEAKER {n}:\n{story(2, n).text}" for n in range(60)]
     (tmp_path / "verse.txt").write_text("\n\n".join(pieces))

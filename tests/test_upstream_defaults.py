@@ -3,6 +3,7 @@
 import ast
 import http.server
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from hfstack.config import parse
 from hfstack.errors import ConfigError
+from hfstack.upstream_defaults import shorten_load_reports
+from tests.tiny_encoder import save_tiny_bert
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(
@@ -172,3 +176,32 @@ def test_nobody_is_told_of_a_run_unless_the_user_says_so(
     assert done.returncode == 0, done.stderr
     assert {path for path in seen if "telemetry" in path} == paths
     assert bool(seen) == bool(paths)
+
+
+def test_a_load_report_is_a_line_of_what_is_not_used(tmp_path: Path) -> None:
+    folder, logged = save_tiny_bert(tmp_path / "model"), _Messages()
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(logged)
+    try:
+        # the head for masks has no place in a classifier, whose own head is new
+        shorten_load_reports()
+        AutoModelForSequenceClassification.from_pretrained(folder)
+        assert len(logged.texts) == 1 and "\n" not in logged.texts[0]
+        assert "a BertForSequenceClassification has no use for these weights" in logged.texts[0]
+        assert "cls.predictions.bias" in logged.texts[0]
+        assert "classifier" not in logged.texts[0]  # which whoever loads says
+
+        # weights of another shape are not to be missed
+        AutoModelForMaskedLM.from_pretrained(folder, hidden_size=16, ignore_mismatched_sizes=True)
+        assert "MISMATCH" in logged.texts[1]
+    finally:
+        logger.removeHandler(logged)
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())

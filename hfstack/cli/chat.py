@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hfstack.cli.start import cheaper_imports
 from hfstack.errors import ConfigError
 from hfstack.runs.model_folder import find_causal_lm
 
@@ -81,6 +82,7 @@ def run_chat(args: argparse.Namespace) -> int:
         raise ConfigError(f"--preferences {args.preferences}: give a name that ends in .jsonl")
 
     # Late, because it imports torch.
-    from hfstack.cli.chat_session import talk
+    with cheaper_imports():
+        from hfstack.cli.chat_session import talk
 
     return talk(args)

@@ -15,9 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import datasets
 import torch
-import transformers
 
 from hfstack.cli.supervise import EXIT_INTERRUPTED
 from hfstack.errors import ConfigError, DataError, HfstackError
@@ -27,6 +25,7 @@ from hfstack.tasks.causal_lm.chat_model import ChatModel, answer, fit_prompt, lo
 from hfstack.tasks.causal_lm.conversation import Conversation, append_rows, preference_row
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
+from hfstack.upstream_defaults import hide_progress_bars, shorten_load_reports
 
 # Line editing and history of `input`; there is none on Windows.
 with contextlib.suppress(ImportError):
@@ -54,8 +53,8 @@ def talk(args: argparse.Namespace) -> int:
     """Load the models and talk, or answer `-p` once; return the exit code."""
     setup_logging(level=30)  # warnings; what a recipe logs would stand between the answers
     if args.prompt is not None or not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+        hide_progress_bars()
+    shorten_load_reports()
 
     sampling = SamplingArgs(args.temperature, args.top_p, args.top_k, args.min_p)
     check_sampling(max_new_tokens=args.max_new_tokens)

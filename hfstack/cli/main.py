@@ -26,6 +26,7 @@ from hfstack.logs import is_reader_gone
 from hfstack.redaction import redact
 from hfstack.shipped import ACCELERATE_CONFIGS, RECIPES, REFERENCE
 
+_VERBS = ("list", "copy", "run", "chat", "serve", "doctor")
 _RUN_USAGE = """\
 usage: hfstack run RECIPE [options] [the recipe's own flags]
 
@@ -89,6 +90,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _main(argv: list[str]) -> int:
     """Parse the command line and run its verb."""
+    if argv and not argv[0].startswith("-") and argv[0] not in (*_VERBS, "warm"):
+        if (RECIPES / f"{argv[0]}.py").is_file():
+            raise ConfigError(f"{argv[0]} is no command but a recipe: hfstack run {argv[0]}")
+        known = ", ".join(_VERBS)
+        raise ConfigError(f"no command {_did_you_mean(argv[0], list(_VERBS))} (there are: {known})")
+
     parser = _Parser(
         prog="hfstack",
         description="From raw text to a language model: find a recipe and start it.",
@@ -96,9 +103,7 @@ def _main(argv: list[str]) -> int:
     )
 
     parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
-    verbs = parser.add_subparsers(
-        dest="verb", metavar="list | copy | run | chat | serve | doctor", required=True
-    )
+    verbs = parser.add_subparsers(dest="verb", metavar=" | ".join(_VERBS), required=True)
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
     copy.add_argument("recipe", help="a name of `hfstack list`")
@@ -320,6 +325,8 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
         names = ", ".join(known) or "none"
+        if kind == "recipe" and name in _VERBS:
+            raise ConfigError(f"{name} is no recipe but a command: hfstack {name} --help")
         raise ConfigError(f"no {kind} {_did_you_mean(name, list(known))} (there are: {names})")
     return known[name]
 

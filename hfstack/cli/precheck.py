@@ -4,6 +4,7 @@ What passes here is judged again, and in full, by the recipe. What its options a
 source of its classes of settings; where that cannot be read, the recipe alone says so.
 """
 
+import contextlib
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,9 @@ from hfstack.data_settings import values_of_flags
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.hints import suggest
 from hfstack.option_reading import Options, read_recipe_options
+from hfstack.packages import refuse_missing_packages
+from hfstack.places import expand_place
+from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
 from hfstack.reporting.runs import find_runs
 from hfstack.runs.inputs import describe_inputs, find_changes
@@ -45,9 +49,17 @@ def check_options(flags: list[str], recipe: Path) -> None:
     root = None
     if len(configs) == 1:
         root = read_options(Path(configs[0]), None if options is None else options.kinds)
+    if options is not None:
+        _check_numbers(values, root, str(configs[0]) if configs else "", options)
+    refuse_missing_packages(
+        {
+            "report_to": values.get("report_to", []),
+            "attn_implementation": next(iter(values.get("attn_implementation", [])), None),
+        }
+    )
 
     for name in ("datasets", "eval_datasets"):
-        for place in values.get(name, []):
+        for place in map(expand_place, values.get(name) or _read_list(root, name)):
             # What a folder holds is for the recipe to say: a saved dataset is one, too.
             if looks_local(place) and not Path(place).expanduser().is_dir():
                 expand_files(place)
@@ -97,6 +109,31 @@ def say_finished(launch: Launch, recipe: Path) -> str | None:
     if find_changes(record.models, inputs) or changed_files(record.data) is not None:
         return None
     return f"{folder}: already finished on {record.ended}, nothing to do"
+
+
+def _check_numbers(
+    values: dict[str, list[str]], root: yaml.MappingNode | None, config: str, options: Options
+) -> None:
+    """Raise ConfigError for a number outside of its option's range.
+
+    What is no number is for the recipe to say.
+    """
+    places = {}
+    given = {}
+    for key, node in root.value if root is not None else []:
+        if isinstance(node, yaml.ScalarNode):
+            given[key.value] = node.value
+            places[key.value] = f"{config}:{key.start_mark.line + 1}: "
+    for name, words in values.items():
+        given[name] = words[0] if len(words) == 1 else ""
+        places.pop(name, None)
+
+    numbers: dict[str, float] = {}
+    for name, text in given.items():
+        number = _NUMBERS_BY_NAME.get(options.kinds.get(name, ""))
+        with contextlib.suppress(ValueError):
+            numbers |= {} if number is None else {name: number(text)}
+    refuse_out_of_range(numbers, places)
 
 
 def _read_list(root: yaml.MappingNode | None, name: str) -> list[str]:

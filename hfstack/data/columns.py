@@ -1,16 +1,17 @@
 """Refuse rows without the columns that a recipe reads; find the texts of a row."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any
 
 from hfstack.errors import DataError
 from hfstack.hints import closest
 
+if TYPE_CHECKING:  # so that a recipe that reads files row by row imports no pandas
+    from datasets import Dataset, IterableDataset
+
 
 def require_columns(
-    rows: Dataset | IterableDataset | Sequence[Any], *alternatives: set[str], recipe: str
+    rows: "Dataset | IterableDataset | Sequence[Any]", *alternatives: set[str], recipe: str
 ) -> None:
     """Raise DataError unless the rows have all columns of at least one alternative.
 

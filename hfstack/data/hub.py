@@ -3,15 +3,18 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from huggingface_hub import constants
 
 from hfstack.data.reading.bad_rows import BadRow
 from hfstack.data.reading.layouts import Purpose, layout_of, standard_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+
+# Where it is used it is imported late: it brings pandas, which local files do not need.
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 logger = get_logger(__name__)
 
@@ -32,11 +35,13 @@ def saved_files(path: str, split: str) -> list[Path]:
     return sorted(folder.glob("*.arrow"))
 
 
-def load_saved(path: str, split: str) -> Dataset:
+def load_saved(path: str, split: str) -> "Dataset":
     """Load a split of what `save_to_disk` wrote, with the names of its classes.
 
     Raises DataError when it is damaged or has no such split.
     """
+    from datasets import DatasetDict, load_from_disk
+
     try:
         found = load_from_disk(str(Path(path).expanduser()))
     except Exception as error:  # pyarrow, json and datasets each raise their own classes
@@ -62,7 +67,7 @@ def _saved_split(path: str, found: list[str], split: str) -> str:
     )
 
 
-def in_standard_columns(rows: Dataset, name: str, purpose: Purpose) -> Dataset:
+def in_standard_columns(rows: "Dataset", name: str, purpose: Purpose) -> "Dataset":
     """Return the rows of a published dataset in standard columns, others unchanged.
 
     Raises DataError at a row that is not like the first one.
@@ -80,13 +85,17 @@ def in_standard_columns(rows: Dataset, name: str, purpose: Purpose) -> Dataset:
     def note(text: str) -> None:
         logger.info("%s: %s", name, text)
 
+    from datasets import Dataset
+
     return Dataset.from_list(list(converted()))
 
 
 def load_from_hub(
     path: str, name: str | None, split: str, *, streaming: bool
-) -> Dataset | IterableDataset:
+) -> "Dataset | IterableDataset":
     """Load one split of a Hub dataset; no code of the repository is ever run."""
+    from datasets import Dataset, IterableDataset, load_dataset
+
     try:
         rows = load_dataset(path, name, split=split, streaming=streaming)
     except Exception as error:  # httpx, hub, fsspec and datasets each raise their own classes
@@ -106,7 +115,7 @@ def load_from_hub(
     return rows
 
 
-def revision_of(rows: Dataset) -> str | None:
+def revision_of(rows: "Dataset") -> str | None:
     """Return the commit that a Hub dataset was loaded from, by its cache's path."""
     places = " ".join(file["filename"] for file in rows.cache_files)
     found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)

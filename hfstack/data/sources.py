@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from hfstack.data.contamination import check_splits
 from hfstack.data.hub import (
@@ -36,9 +34,13 @@ from hfstack.data.reading.rows import OnBadRow, empty_quarantine, read_rows
 from hfstack.data.splitting import Splits, drop_overlap, hold_out, interleave, mix, usual_share
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.places import expand_place
 from hfstack.ranges import refuse_out_of_range
 from hfstack.row_counts import RowCounts
 from hfstack.runs.inputs import HUB_ID
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 logger = get_logger(__name__)
 
@@ -68,6 +70,7 @@ class Source:
             raise ConfigError(
                 f"dataset: path must be a Hub id, a file, a glob or a folder, got {self.path!r}"
             )
+        self.path = expand_place(self.path)
 
         if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
             raise ConfigError(
@@ -122,7 +125,7 @@ class Source:
         files = expand_files(self.path, self.split, self.document) if self.is_local else []
         return [replace(file, max_row_bytes=int(self.max_row_mib * 2**20)) for file in files]
 
-    def load(self, *, streaming: bool) -> Dataset | IterableDataset:
+    def load(self, *, streaming: bool) -> "Dataset | IterableDataset":
         """Load what the datasets library keeps: a saved folder, or a dataset of the Hub."""
         if self.is_saved:
             return load_saved(self.path, self.split)
@@ -323,7 +326,7 @@ def load_mixture(
     numbers: Collection[str] | None = None,
     quarantine_file: Path | None = None,
     log: SourceLog | None = None,
-) -> Dataset:
+) -> "Dataset":
     """Return the rows of all sources as one Dataset, each with its weight's share.
 
     Args:
@@ -350,8 +353,7 @@ def load_mixture(
             )
             log[source.key] = ReadSource(files, None, report.bad_rows, [*report.left_out])
         else:
-            rows = source.load(streaming=False)
-            assert isinstance(rows, Dataset)
+            rows = cast("Dataset", source.load(streaming=False))
             log[source.key] = ReadSource(files=files, revision=revision_of(rows))
             rows = in_standard_columns(rows, source.path, purpose)
             rows = rows.select(range(min(len(rows), max_rows or len(rows))))
@@ -438,7 +440,6 @@ def describe_sources(
         paths = dict.fromkeys(path for file in files for path in file.paths)
         described = [fingerprint(path) for path in paths]
         record = {"path": source.path, "files": described, "rows": read.rows}
-
         if not source.is_local:
             record |= {"name": source.name, "split": source.split, "revision": read.revision}
         records.append(record)
@@ -451,11 +452,12 @@ def _stream(
     args: DataArgs,
     columns: Collection[str],
     quarantine_file: Path | None,
-) -> IterableDataset:
+) -> "IterableDataset":
+    from datasets import IterableDataset
+
     if len(sources) == 1 and not sources[0].is_local:
         # keeps the shards of the Hub, so that workers share them
-        rows = sources[0].load(streaming=True)
-        assert isinstance(rows, IterableDataset)
+        rows = cast(IterableDataset, sources[0].load(streaming=True))
         return rows.take(args.max_rows) if args.max_rows else rows
 
     settings = {
@@ -471,9 +473,7 @@ def _stream(
     for source in sources:
         source.find_files()
 
-    rows = IterableDataset.from_generator(iterate_rows, gen_kwargs=settings)
-    assert isinstance(rows, IterableDataset)
-    return rows
+    return cast(IterableDataset, IterableDataset.from_generator(iterate_rows, gen_kwargs=settings))
 
 
 def _count_local(

@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-from datasets import Dataset, Features, Value, concatenate_datasets
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = get_logger(__name__)
 
@@ -35,13 +37,13 @@ class Splits(dict[str, Any]):
 
 
 def mix(
-    parts: Sequence[Dataset],
+    parts: "Sequence[Dataset]",
     *,
     weights: Sequence[float],
     names: Sequence[str],
     seed: int,
     read: Collection[str] = (),
-) -> Dataset:
+) -> "Dataset":
     """Join datasets so that each has its weight's share of the rows.
 
     With all weights 1, take every row.
@@ -53,6 +55,9 @@ def mix(
     Raises:
         DataError: a column of `read` has another type in another dataset, or they share none.
     """
+    # Late, because it imports pandas, which reading row by row does not need.
+    from datasets import concatenate_datasets
+
     if len(parts) == 1:
         return parts[0]
     parts = _with_common_columns(parts, names, read)
@@ -122,8 +127,8 @@ def usual_share(rows: int | None) -> float:
 
 
 def hold_out(
-    rows: Dataset, *, fraction: float, seed: int, text_column: str
-) -> tuple[Dataset, Dataset]:
+    rows: "Dataset", *, fraction: float, seed: int, text_column: str
+) -> "tuple[Dataset, Dataset]":
     """Return (train, eval) with about `fraction` of the rows in eval.
 
     Equal texts are always on the same side.
@@ -169,7 +174,7 @@ def hold_out(
     return rows.select(numpy.flatnonzero(~held)), rows.select(numpy.flatnonzero(held))
 
 
-def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Dataset:
+def drop_overlap(train: "Dataset", evaluation: "Dataset", *, text_column: str) -> "Dataset":
     """Return train without the rows whose text is also in eval, and log their number."""
     shared = numpy.isin(_text_keys(train, 0, text_column), _text_keys(evaluation, 0, text_column))
     if not shared.any():
@@ -186,7 +191,7 @@ def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Da
     return train.select(numpy.flatnonzero(~shared))
 
 
-def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
+def _text_keys(rows: "Dataset", seed: int, text_column: str) -> numpy.ndarray:
     """Return a 64-bit hash of each row's text.
 
     The text column, else the prompt, the messages, or the whole row.
@@ -212,12 +217,14 @@ def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
 
 
 def _with_common_columns(
-    parts: Sequence[Dataset], names: Sequence[str], read: Collection[str]
-) -> list[Dataset]:
+    parts: "Sequence[Dataset]", names: Sequence[str], read: Collection[str]
+) -> "list[Dataset]":
     """Keep the columns that all parts have with one type, and log the others.
 
     Integers and floats become floats.
     """
+    from datasets import Features, Value
+
     features: dict[str, Any] = {}
     for column in parts[0].column_names:
         kinds = [part.features.get(column) for part in parts]

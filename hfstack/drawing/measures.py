@@ -20,6 +20,7 @@ _LOSSES = frozenset({"loss", "eval_loss", "train_loss"})
 
 # The metrics that a recipe is known by: its headline, and what is shown under it.
 _HEADLINES = {
+    "demo_corpus": ("documents", "instruction_rows"),
     "clean": ("documents_out", "documents_in"),
     "tokenizer": ("bytes_per_token", "vocab_size"),
     "evaluate_lm": ("bits_per_byte", "perplexity"),
@@ -113,6 +114,12 @@ _CLOCKS = (
     "num_tokens",
 )
 
+# Beginnings of names that are no result of the run itself, or a check of its own arithmetic.
+_NO_RESULT_BEGINNINGS = (
+    *("start_", "train_", "dropped_", "before_", "after_"),
+    *("check_", "published_check_", "largest_"),
+)
+
 # Names that say how much was done, not how well.
 _NO_RESULT = frozenset(
     {
@@ -129,6 +136,10 @@ _NO_RESULT = frozenset(
         "unique_tokens",
         "documents",
         "train_loss",
+        # of report, how much there is on the page
+        "runs",
+        "curves",
+        "samples",
     }
 )
 
@@ -137,7 +148,7 @@ def is_result(name: str, recipe: str) -> bool:
     """Return whether a metric is a result: no clock, count, or surrogate loss."""
     if name in _NO_RESULT or name.endswith(_CLOCKS):
         return False
-    if name.startswith(("start_", "train_", "dropped_", "before_", "after_")):
+    if name.startswith(_NO_RESULT_BEGINNINGS):
         return False
     return name != "eval_loss" or recipe not in _WITHOUT_OWN_LOSS
 
@@ -213,6 +224,9 @@ def range_of(name: str, metrics: Mapping[str, float]) -> str:
 def describe(name: str, metrics: Mapping[str, float], recipe: str) -> str:
     """Return `accuracy 91.2 % (88.0 to 93.7)`: a metric with its unit and interval."""
     figure, bounds = figure_of(name, metrics, recipe), range_of(name, metrics)
-    label = figure.label.removeprefix("Eval ")
-    label = label if label[:2].isupper() else label.lower()
-    return f"{label} {figure}" + (f" ({bounds})" if bounds else "")
+    # In a line of results all are of held-out rows; only a loss could be the training's too.
+    label = figure.label if name in _LOSSES else figure.label.removeprefix("Held-out ")
+    label = label if label[1:2].isupper() or label[1:2].isdigit() else label[:1].lower() + label[1:]
+    # `bits per byte 1.47` needs no unit
+    shown = figure.text if figure.unit.replace("/", " per ") in label else str(figure)
+    return f"{label} {shown}" + (f" ({bounds})" if bounds else "")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from hfstack.errors import ConfigError
 from hfstack.models.adapter_targets import ALL_LINEAR, fit_adapter, linear_layers
@@ -30,9 +30,12 @@ def adapter_for(
     Raises:
         ConfigError: a name fits no module or parameter, or PEFT cannot put the adapter there.
     """
-    config = cast(LoraConfig | None, get_peft_config(args))
-    if config is None:
+    if not args.use_peft:
         return None
+    # Late: it brings pandas and datasets, which a model without an adapter does not need.
+    from trl import get_peft_config
+
+    config = cast(LoraConfig, get_peft_config(args))
 
     targets = config.target_modules
     named = [targets] if isinstance(targets, str) else sorted(targets or ())

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
@@ -39,6 +39,7 @@ from hfstack.models.loading import (
     find_architecture,
     load_checkpoint,
     put_adapter,
+    quantization_of,
     require_model_name,
     why_unreadable,
 )
@@ -125,7 +126,7 @@ def load_with_config(
             ) from error
         return model, _module_names(key for key, _ in model.named_parameters())
 
-    quantization = get_quantization_config(args)
+    quantization = quantization_of(args)
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
@@ -153,7 +154,7 @@ def load_with_config(
     refuse_lost_layers(model, report["missing_keys"], name)
     new_modules = _module_names(report["missing_keys"])
     if new_modules:
-        logger.info("%s is %s: newly initialised %s", name, found, ", ".join(new_modules))
+        logger.info("%s: newly initialised %s", found, ", ".join(new_modules))
     if found.adapter:
         _copy_adapted_body(model, args, found)
     return model, new_modules
@@ -208,6 +209,8 @@ def lora_beside_head(
         )
     saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
     named = replace(args, lora_task_type=task_type, lora_modules_to_save=saved)
+    from trl import get_peft_config  # late, as in quantization_of
+
     found = get_peft_config(named) if model is None else adapter_for(named, model)
     return cast(LoraConfig, found)
 

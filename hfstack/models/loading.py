@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import CheckpointError, ConfigError
@@ -137,8 +137,18 @@ def load_causal_lm(
         tokenizer,
         "causal language model",
         new_head=new_head,
-        quantization=get_quantization_config(args),
+        quantization=quantization_of(args),
     )
+
+
+def quantization_of(args: ModelConfig) -> Any:
+    """Return the quantisation that the flags ask for, or None."""
+    if not (args.load_in_4bit or args.load_in_8bit):
+        return None
+    # Late: it brings pandas and datasets, which a model that is only asked does not need.
+    from trl import get_quantization_config
+
+    return get_quantization_config(args)
 
 
 def load_masked_lm(

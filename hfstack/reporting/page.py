@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hfstack.drawing.html import Html, json_block, tag
-from hfstack.drawing.measures import figure_of, headline_names, is_at_chance
+from hfstack.drawing.measures import figure_of, headline_names, is_at_chance, range_of
 from hfstack.drawing.numbers import Figure, counted, duration, instant
 from hfstack.reporting.charts import curves_section, make_charts, samples_section
 from hfstack.reporting.provenance import (
@@ -174,7 +174,11 @@ def _chain(reports: list[Report]) -> Html:
         if figures:
             value = tag(f"span.value{_mark_of(report)}", figures[0].text)
             headline = [value, tag("span.what", _headline_label(figures[0]))]
-        if len(figures) > 1:
+        # under the number its interval, or else another number
+        first = next(iter(headline_names(record.metrics, record.recipe)), "")
+        if bounds := range_of(first, record.metrics):
+            second = bounds
+        elif len(figures) > 1:
             second = _second_figure(figures[1])
 
         took = f" · {duration(record.duration_s)}" if record.duration_s is not None else ""

@@ -18,11 +18,15 @@ _NEXT = {
     "embed": "hfstack run search --model_name_or_path {run} --datasets YOUR_FILE",
     "preferences": "hfstack run reward --datasets {run}/train.jsonl",
     "reward": "hfstack run ppo --reward_model {run}",
+    "publish": "hfstack run verify --repo {repo}",
     **dict.fromkeys(
         ("classify", "tag", "answer", "seq2seq"),
         "hfstack run predict --model_name_or_path {run} --datasets YOUR_FILE",
     ),
 }
+
+# Their output is the page, or says nothing that a page would show.
+_WITHOUT_PAGE = frozenset({"report", "publish", "verify"})
 
 
 def describe_ending(record: RunRecord) -> str:
@@ -37,7 +41,18 @@ def describe_ending(record: RunRecord) -> str:
 
     lines = [f"saved {record.output_dir}"]
     lines += [f"results: {', '.join(results)}"] if results else []
-    lines += [f"page: {page}"] if own or record.recipe != "report" else []
-    if record.recipe in _NEXT:
-        lines.append(f"next: {_NEXT[record.recipe].format(run=run)}")
+    lines += [f"page: {page}"] if own or record.recipe not in _WITHOUT_PAGE else []
+    if follows := _next_command(record):
+        lines.append(f"next: {follows}")
     return "\n".join(lines)
+
+
+def _next_command(record: RunRecord) -> str:
+    """Return the command that usually comes next, "" where there is none."""
+    values = {name: value for part in record.settings.values() for name, value in part.items()}
+    repo = str(values.get("repo") or "")
+    # What was only looked at, or has no name yet, is not there to be verified.
+    if record.recipe == "publish" and (values.get("dry_run") or not repo):
+        return ""
+    template = _NEXT.get(record.recipe, "")
+    return template.format(run=shlex.quote(record.output_dir), repo=shlex.quote(repo))

@@ -7,7 +7,6 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
-from trl.chat_template_utils import has_generation_markers
 
 from hfstack.errors import ConfigError, DataError, HfstackError
 from hfstack.logs import get_logger
@@ -71,6 +70,9 @@ def render_with_answers(
     Raises:
         DataError: as `render_chat`.
     """
+    # Late: it brings datasets, which an answer in a chat does not need.
+    from trl.chat_template_utils import has_generation_markers
+
     with _template_errors(tokenizer, turns):
         template = tokenizer.get_chat_template(None, cast(Any, tools or None))
         marks = has_generation_markers(template)

@@ -55,6 +55,8 @@ def refusal(call: Callable[[], Any]) -> str:
         ("--no_max_steps", "unknown option '--no_max_steps'"),
         ("--max_steps ten", "--max_steps: invalid int value: 'ten'"),
         ("--learning-rate=x", "--learning_rate: invalid float value: 'x'"),
+        ("--learning_rate -1", "--learning_rate must be 0 or above, got -1"),
+        ("--config range.yaml", "range.yaml:2: --max_steps must be "),
         ("--config none.yaml", "--config none.yaml: no such file"),
         ("--config torn.yaml", "torn.yaml:2:1: not YAML"),
         ("--config typo.yaml", "typo.yaml:2: unknown key 'epoch'"),
@@ -65,6 +67,7 @@ def test_options_are_checked(recipe: Path, flags: str, line: str) -> None:
     Path("torn.yaml").write_text("max_steps: 'open\n")
     Path("typo.yaml").write_text("max_steps: 1\nepoch: 1\n")
     Path("twice.yaml").write_text("max_steps: 1\nmax_steps: 2\n")
+    Path("range.yaml").write_text("learning_rate: 1\nmax_steps: -3\n")
     assert line in refusal(lambda: check_options(flags.split(), recipe))
 
 
@@ -73,10 +76,12 @@ def test_options_are_checked(recipe: Path, flags: str, line: str) -> None:
     [
         "--learning-rate=1e-3 --max_steps 3 --no_shuffle --allow_changed max_steps",
         "--max_steps -1 --shuffle false --config good.yaml",
+        "--learning_rate 2 --config replaced.yaml",  # the command line's own value counts
         "--config good.yaml --config good.yaml",  # the recipe says that once is enough
     ],
 )
 def test_what_the_recipe_takes_passes(recipe: Path, flags: str) -> None:
+    Path("replaced.yaml").write_text("learning_rate: -1\n")
     Path("good.yaml").write_text("settings_of:\n  max_steps: [shuffle]\nmax_steps: 3\n")
     assert check_options(flags.split(), recipe) is None
 
@@ -99,6 +104,13 @@ def test_files_runs_and_models_that_are_not_there(recipe: Path) -> None:
 
     def line(*flags: str) -> str:
         return refusal(lambda: check_options([*flags], other))
+
+    # in a YAML file as on the command line, and a package before anything is imported
+    Path("gone.yaml").write_text("datasets: [gone.csv]\n")
+    Path("place.yaml").write_text("datasets: [$HFSTACK_NOWHERE/a.csv]\n")
+    assert line("--config", "gone.yaml").startswith("gone.csv: no such file")
+    assert line("--config", "place.yaml").startswith("$HFSTACK_NOWHERE/a.csv: the environment")
+    assert line("--report_to", "clearml").startswith("--report_to clearml: clearml is not")
 
     assert line("--datasets", "rows.jsonl", "row.jsonl").startswith(
         "row.jsonl: no such file; did you mean rows.jsonl?"

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets.config
+import datasets
 import pytest
 from datasets import Dataset, IterableDataset
 
 from hfstack.config import parse
-from hfstack.data import hub as kept_datasets
 from hfstack.data.columns import require_columns
 from hfstack.data.reading import files, folders
 from hfstack.data.sources import (
@@ -52,7 +51,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> list[tuple[Any, ...]]:
         rows = Dataset.from_list(outcome)
         return rows.to_iterable_dataset() if streaming else rows
 
-    monkeypatch.setattr(kept_datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
 
 
@@ -326,3 +325,13 @@ def test_what_is_held_out_by_default_has_a_floor_on_small_data() -> None:
 
     asked = DataArgs(datasets=[Source("a.jsonl")], eval_fraction=0.01)
     assert asked.held_out_share(68) == 0.01
+
+
+def test_a_variable_at_the_beginning_of_a_path_is_expanded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a YAML file, which no shell has read."""
+    monkeypatch.setenv("HFSTACK_DATA", str(folder))
+    texts("a.jsonl", 2)
+    rows = load_mixture([Source("$HFSTACK_DATA/a.jsonl")])
+    assert [row["id"] for row in rows] == [0, 1]

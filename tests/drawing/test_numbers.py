@@ -10,7 +10,7 @@ def test_numbers_have_units_and_few_digits() -> None:
     assert str(metric("eval_loss", 1.64123)) == "1.641 nats/token"
     assert str(metric("mfu", 0.1123)) == "11.2 %"
     found = metric("eval_samples_per_second", 48.94)
-    assert found == ("Eval samples per second", "48.9", "samples/s")
+    assert found == ("Held-out samples per second", "48.9", "samples/s")
     assert str(metric("unknown_rate", 0.00002)) == "0.0020 %"
     assert str(metric("index_bytes", 7340032)) == "7 MiB"
     assert str(metric("train_runtime", 142.7)) == "2 min 23 s"

@@ -1,4 +1,4 @@
-"""Recipes that need no torch import none: seconds of every small step."""
+"""Recipes that need no torch or pandas import none: seconds of every small step."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ run("report", "--output_dir", "report", "--runs", "corpus", "clean")
 run("publish", "--run", "clean", "--dry_run", "true", "--output_dir", "published")
 run("publish", "--run", "classifier", "--dry_run", "true", "--output_dir", "published2")
 runpy.run_path(f"{RECIPES}/scaling_fit.py")
-print(sorted({"torch", "transformers.trainer", "trl", "accelerate"} & set(sys.modules)))
+print(sorted({"torch", "transformers.trainer", "trl", "accelerate", "pandas"} & set(sys.modules)))
 """
 
 
@@ -41,7 +41,7 @@ def write_classifier(folder: Path) -> None:
     save_file({"score": numpy.zeros(2, numpy.float32)}, folder / "model.safetensors")
 
 
-def test_small_recipes_and_a_dry_run_import_no_torch(tmp_path: Path) -> None:
+def test_small_recipes_and_a_dry_run_import_no_torch_and_no_pandas(tmp_path: Path) -> None:
     write_classifier(tmp_path / "classifier")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(RECIPES)],

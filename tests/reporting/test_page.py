@@ -167,6 +167,12 @@ def lines_of(text: str) -> dict[str, list[list[Any]]]:
             "3.5",
         ),
         ("win_rate", {"win_rate_low": 0.679, "prompts": 400, "win_rate": 0.725}, "72.5", "400"),
+        (
+            "win_rate",
+            {"win_rate": 0.725, "win_rate_low": 0.679, "win_rate_high": 0.766, "prompts": 400},
+            "72.5",
+            "67.9 to 76.6",
+        ),
     ],
 )
 def test_a_stage_shows_the_metrics_of_its_purpose(

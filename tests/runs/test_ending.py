@@ -24,7 +24,7 @@ def test_results_come_with_intervals_and_units() -> None:
     }
     assert describe_ending(record("classify", metrics=metrics)).splitlines() == [
         "saved runs/my sft",
-        "results: accuracy 91.2 % (88.0 to 93.7), f1 macro 0.9000, held-out loss 0.5000 nats/row",
+        "results: accuracy 91.2 % (88.0 to 93.7), F1 macro 0.9000, held-out loss 0.5000 nats/row",
         "page: hfstack run report --runs 'runs/my sft'",
         "next: hfstack run predict --model_name_or_path 'runs/my sft' --datasets YOUR_FILE",
     ]
@@ -43,3 +43,21 @@ def test_a_page_of_its_own_is_named() -> None:
         "saved runs/my sft",
         "page: runs/my sft/explanations.html",
     ]
+
+
+def test_what_is_published_is_verified_next() -> None:
+    metrics = {"files": 9, "bytes": 2048, "check_mean_logit": 0.67}
+    sent = record("publish", metrics=metrics)
+    sent.settings = {"PublishArgs": {"repo": "file:///a b", "dry_run": False}}
+    assert describe_ending(sent).splitlines() == [
+        "saved runs/my sft",
+        "results: files 9, bytes 2 KiB",  # the number of a check is no result
+        "next: hfstack run verify --repo 'file:///a b'",
+    ]
+    sent.settings["PublishArgs"]["dry_run"] = True
+    assert describe_ending(sent).splitlines()[-1] == "results: files 9, bytes 2 KiB"
+
+
+def test_a_unit_is_not_said_twice() -> None:
+    made = record("evaluate_lm", metrics={"bits_per_byte": 1.47})
+    assert describe_ending(made).splitlines()[1] == "results: bits per byte 1.470"

@@ -13,11 +13,9 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets.config
 import pyarrow
-from datasets import Dataset
 from filelock import FileLock
 
 from hfstack.data.reading.files import DataFile, fingerprint
@@ -27,6 +25,9 @@ from hfstack.data.reading.rows import OnBadRow, read_rows
 from hfstack.disk import describe_os_error, hash_text, is_missing, retry_reading
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = get_logger(__name__)
 
@@ -47,7 +48,7 @@ def load_rows(
     numbers: Collection[str] | None = None,
     quarantine_file: Path | None = None,
     report: ReadReport | None = None,
-) -> Dataset:
+) -> "Dataset":
     """Return the checked rows of the local files of one source, memory-mapped.
 
     `columns` are those that are read, and `numbers` those that may hold numbers, as in `read_rows`;
@@ -63,6 +64,9 @@ def load_rows(
         DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
             be read; it stays as it is then.
     """
+    # Late, because it imports pandas, which reading row by row does not need.
+    from datasets import Dataset, config
+
     contents = [
         [
             *map(fingerprint, file.paths),
@@ -73,7 +77,7 @@ def load_rows(
     named = [None if names is None else sorted(names) for names in (columns, numbers)]
     reader = [_READER_VERSION, pyarrow.__version__, on_bad_row, max_rows, purpose, named]
     settings = json.dumps([reader, contents])
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
+    root = Path(config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hash_text(settings)
 
     try:

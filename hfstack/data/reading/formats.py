@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset
-
 from hfstack.data.reading.bad_rows import (
     MOST_LEVELS,
     BadRow,
@@ -302,6 +300,9 @@ class _JsonArray:
 
 
 def _read_arrow(file: DataFile) -> Iterator[NumberedRow]:
+    # Late, because it imports pandas, and most files are of other formats.
+    from datasets import Dataset
+
     for number, row in enumerate(Dataset.from_file(str(file.path)), 1):
         assert isinstance(row, dict)
         yield number, row, None

@@ -207,7 +207,7 @@ def test_the_card_describes_the_whole_chain(story: Path):
         "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
         "| `user/held-out` | pretrain (eval) |",
         "revision `cccccccccc`",
-        "| ppo | ppo | sft, reward | Eval reward 1.400 (before training 0.2500) |",
+        "| ppo | ppo | sft, reward | Held-out reward 1.400 (before training 0.2500) |",
         "| `kl_coef` | 0.07 |",
         "| Reward (`reward`) | 1.500 | – | ppo, in training |",
         "hfstack run ppo",
