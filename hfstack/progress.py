@@ -16,8 +16,8 @@ LINE_EVERY_S = 60
 _BAR_AFTER_S = 2  # what is done sooner needs no bar
 _SPANS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 def shows_bars() -> bool:
@@ -25,7 +25,7 @@ def shows_bars() -> bool:
     return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
-def follow(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
+def follow(items: Iterable[ItemT], what: str, *, total: int | None = None) -> Iterator[ItemT]:
     """Yield items, and show how many have come where that takes long.
 
     Args:
@@ -52,8 +52,8 @@ def follow(items: Iterable[Item], what: str, *, total: int | None = None) -> Ite
 
 
 def follow_calls(
-    function: Callable[[Item], Result], what: str, *, total: int
-) -> Callable[[Item], Result]:
+    function: Callable[[ItemT], ResultT], what: str, *, total: int
+) -> Callable[[ItemT], ResultT]:
     """Return a function whose calls are counted in a log, in a line a minute.
 
     For `Dataset.map`, which draws a bar of its own on a terminal, and in a log shows nothing.
@@ -68,7 +68,7 @@ def follow_calls(
     began = last = time.monotonic()
     count = 0
 
-    def counted(item: Item) -> Result:
+    def counted(item: ItemT) -> ResultT:
         nonlocal last, count
         count += 1
         if time.monotonic() - last >= LINE_EVERY_S:

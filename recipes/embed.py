@@ -19,7 +19,7 @@ from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.retrieval.model import Kind, Pooling, add_adapter, load_base
+from hfstack.tasks.retrieval.model import Pooling, RetrieverKind, add_adapter, load_base
 from hfstack.tasks.retrieval.ranking import Tokens
 from hfstack.tasks.retrieval.rows import RowsArgs, as_columns, load_text_pairs
 from hfstack.tasks.retrieval.saved import refuse_shards, save_embedder
@@ -41,7 +41,7 @@ from hfstack.training.settings import check_best_metric, check_settings
 class EmbedArgs(RowsArgs, LossArgs):
     """What is trained and from which rows, beside the upstream settings."""
 
-    kind: Kind = "bi_encoder"
+    kind: RetrieverKind = "bi_encoder"
     """bi_encoder (a vector of each text, for search in large collections) or cross_encoder (reads
     a query with a passage, and puts the best of a search in order).
     """

@@ -25,7 +25,7 @@ from hfstack.feedback.agreement import (
     collect_units,
     raw_agreement,
 )
-from hfstack.feedback.annotators import COLUMNS, annotator_rows
+from hfstack.feedback.annotators import ANNOTATOR_COLUMNS, annotator_rows
 from hfstack.feedback.exchange import read_exchange, to_argilla, to_label_studio
 from hfstack.feedback.export import FILES, JudgedItem, export_rows, read_stores, store_paths
 from hfstack.feedback.leave_out import labelled_pairs, leave_one_out, pair_features
@@ -105,7 +105,7 @@ def main(model_args: ModelConfig, args: FeedbackArgs, run_args: RunArgs) -> dict
 
         # people
         names = name_annotators(judged, with_names=args.with_names)
-        run.add_table("annotators", COLUMNS, annotator_rows(kind, judged, names))
+        run.add_table("annotators", ANNOTATOR_COLUMNS, annotator_rows(kind, judged, names))
         for form in args.formats:
             with atomic_write(run.output_dir / f"{form}.json") as file:
                 json.dump(FORMATS[form](kind, judged, names), file, ensure_ascii=False, indent=1)

@@ -17,7 +17,7 @@ from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs
 from hfstack.diagnosis.win_rate import (
-    Judge,
+    PairJudge,
     describe_answers,
     judge_both_orders,
     judge_by_score,
@@ -150,7 +150,7 @@ def main(
         return run.finish(metrics)
 
 
-def load_judge(args: WinRateArgs) -> Judge:
+def load_judge(args: WinRateArgs) -> PairJudge:
     """Return the judge by the reward model that was named, or JUDGE."""
     if args.reward_model is None:
         return JUDGE

@@ -30,7 +30,7 @@ from hfstack.tokens.chat import end_of_turn_id, stop_at_end_of_turn
 from hfstack.tokens.seams import encode_behind, opening_for
 from hfstack.tokens.special_tokens import IGNORED_LABEL, end_token_ids
 
-Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
+PairJudge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
 # Fewer pairs than these may all be ties by chance.
 _FEW_PAIRS = 8
@@ -80,7 +80,7 @@ class Estimate:
 
 
 def judge_both_orders(
-    judge: Judge, prompts: list[Any], ours: list[str], theirs: list[str]
+    judge: PairJudge, prompts: list[Any], ours: list[str], theirs: list[str]
 ) -> Judged:
     """Ask the judge about each pair with either answer first, and average.
 
@@ -113,7 +113,7 @@ def judge_both_orders(
 
 def judge_by_score(
     score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0
-) -> Judge:
+) -> PairJudge:
     """Return a judge that compares scores; within `margin` it is a tie."""
 
     def judge(prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
@@ -260,7 +260,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def _ask_judge(
-    judge: Judge, prompts: list[Any], first: list[str], second: list[str]
+    judge: PairJudge, prompts: list[Any], first: list[str], second: list[str]
 ) -> list[float]:
     """Return the judge's shares for one order, checked."""
     shares = list(judge(prompts, first, second))

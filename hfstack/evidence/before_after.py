@@ -48,11 +48,11 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
-Table = numpy.ndarray[Any, Any]
+ProbeTable = numpy.ndarray[Any, Any]
 """(rows, 2): of each row a sum and what it is divided by."""
-Instrument = Callable[[Any], dict[str, Table]]
+Instrument = Callable[[Any], dict[str, ProbeTable]]
 """Measures a model, in evaluation mode: tables by the names of probes."""
-Judge = Callable[[list[dict[str, Any]], list[Completion]], list[float | None]]
+AnswerJudge = Callable[[list[dict[str, Any]], list[Completion]], list[float | None]]
 """Scores answers to the prompts of rows, higher is better; None where it has nothing to say."""
 
 FILE = "before_after.json"
@@ -83,7 +83,7 @@ _TRAINED = ("reward", "pair_margin", "held_out_loss")  # the first that was meas
 
 
 def watch_change(
-    run: Run, args: ProbeArgs, trainer: Any, rows: Any, *, judge: Judge | None = None
+    run: Run, args: ProbeArgs, trainer: Any, rows: Any, *, judge: AnswerJudge | None = None
 ) -> None:
     """Let a trainer measure its model before and after, unless that is switched off.
 
@@ -190,10 +190,10 @@ class BeforeAndAfter(TrainerCallback):
 
     def _measure(
         self, args: TrainingArguments, model: Any, instruments: Sequence[Instrument]
-    ) -> dict[str, Table]:
+    ) -> dict[str, ProbeTable]:
         """Measure a model, without touching training's random state."""
         policy = getattr(model, "policy", model)  # PPO trains a policy with its critic
-        found: dict[str, Table] = {}
+        found: dict[str, ProbeTable] = {}
         with torch.random.fork_rng(), torch.no_grad(), evaluation_mode(policy):
             torch.manual_seed(args.seed)
             for instrument in instruments:
@@ -202,7 +202,7 @@ class BeforeAndAfter(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class Change:
+class ProbeChange:
     """A probe before and after, with the change and its interval where rows suffice."""
 
     before: float
@@ -220,9 +220,11 @@ class Change:
         return self.difference is not None and self.difference.is_clear
 
 
-def compare_probes(before: dict[str, Table], after: dict[str, Table]) -> dict[str, Change]:
+def compare_probes(
+    before: dict[str, ProbeTable], after: dict[str, ProbeTable]
+) -> dict[str, ProbeChange]:
     """Return the change of each probe that was measured twice on the same rows."""
-    found: dict[str, Change] = {}
+    found: dict[str, ProbeChange] = {}
     for name, first in before.items():
         second = after.get(name)
         if second is None or len(second) != len(first):
@@ -231,16 +233,16 @@ def compare_probes(before: dict[str, Table], after: dict[str, Table]) -> dict[st
             continue  # no reward applies to any of the answers
         values = [_value(table) for table in (first, second)]
         gap = _difference_of_tables(first, second) if len(first) >= FEWEST_ROWS else None
-        found[name] = Change(values[0], values[1], gap)
+        found[name] = ProbeChange(values[0], values[1], gap)
     return found
 
 
-def _value(table: Table) -> float:
+def _value(table: ProbeTable) -> float:
     """Return the number that a table stands for."""
     return float(table[:, 0].sum() / table[:, 1].sum())
 
 
-def tabulate_changes(changes: dict[str, Change]) -> tuple[list[str], list[list[Any]]]:
+def tabulate_changes(changes: dict[str, ProbeChange]) -> tuple[list[str], list[list[Any]]]:
     """Return a table of the changes, what they mean, and the verdict below."""
     rows: list[list[Any]] = []
     for name, one in changes.items():
@@ -252,7 +254,7 @@ def tabulate_changes(changes: dict[str, Change]) -> tuple[list[str], list[list[A
     return ["probe", "before", "after", "change", "95 % interval", "verdict"], rows
 
 
-def describe_changes(changes: dict[str, Change]) -> str:
+def describe_changes(changes: dict[str, ProbeChange]) -> str:
     """Return the verdict: what was trained, what it cost, and what got worst."""
     parts: list[str] = []
     # where answers earn rewards, or are preferred, their loss is not what was trained
@@ -287,7 +289,7 @@ def describe_changes(changes: dict[str, Change]) -> str:
     return "; ".join(parts)
 
 
-def _meaning(name: str, one: Change) -> str:
+def _meaning(name: str, one: ProbeChange) -> str:
     """Return what a change means, in a word or two."""
     better = _kind_of_probe(name).better
     if not one.is_clear:
@@ -301,9 +303,9 @@ def _kind_of_probe(name: str) -> _Kind:
     return _PROBE_KINDS.get(name) or _Kind(name.replace("_", " "), 1)
 
 
-def _difference_of_tables(before: Table, after: Table) -> Difference:
-    def score(table: Table) -> Callable[[Table], dict[str, float]]:
-        def value(rows: Table) -> dict[str, float]:
+def _difference_of_tables(before: ProbeTable, after: ProbeTable) -> Difference:
+    def score(table: ProbeTable) -> Callable[[ProbeTable], dict[str, float]]:
+        def value(rows: ProbeTable) -> dict[str, float]:
             total, count = table[rows].sum(axis=0)
             return {"value": float(total / count) if count else math.nan}
 
@@ -319,7 +321,7 @@ def _task_instrument(
     task = read_task(path)
     loaded = load_task_rows(task, rows)
 
-    def ask(model: Any) -> dict[str, Table]:
+    def ask(model: Any) -> dict[str, ProbeTable]:
         scored = load_task_scorer(model, tokenizer, task, kind=kind).score(loaded)
         return {f"{task.name}_{scored.main}": _as_table([float(r) for r in scored.right or []])}
 
@@ -370,7 +372,7 @@ def _read_held_out(row: dict[str, Any]) -> _Held:
 
 def _measure_text(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str]
-) -> dict[str, Table]:
+) -> dict[str, ProbeTable]:
     """Measure bits per byte of the beginnings of documents."""
     context = context_length(model.config) or _WINDOW_TOKENS
     window = min(context, _WINDOW_TOKENS)
@@ -388,7 +390,7 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> 
 
 def _score_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, held: list[_Held]
-) -> dict[str, Table]:
+) -> dict[str, ProbeTable]:
     """Measure the loss of right answers, and how far they are above worse ones."""
     rows: list[dict[str, list[int]]] = []
     kept: list[_Held] = []
@@ -432,9 +434,9 @@ def _answer(
     held: list[_Held],
     *,
     longest: int,
-    judge: Judge | None,
+    judge: AnswerJudge | None,
     grader: EndpointJudge | None,
-) -> dict[str, Table]:
+) -> dict[str, ProbeTable]:
     """Answer the prompts greedily; measure length, end, repetition and rewards."""
     context = context_length(model.config)
     longest = longest if context is None else min(longest, context // 2)
@@ -478,7 +480,7 @@ def _load_grader(run: Run, args: ProbeArgs) -> EndpointJudge | None:
     )
 
 
-def _as_table(values: Sequence[float | None]) -> Table:
+def _as_table(values: Sequence[float | None]) -> ProbeTable:
     """Return one value a row; a row without one counts for nothing."""
     return numpy.array([[value or 0.0, float(value is not None)] for value in values])
 

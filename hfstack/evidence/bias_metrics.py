@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hfstack.evidence.bias_sets import Pair, Question, before_the_difference, pronoun_gender
+from hfstack.evidence.bias_sets import (
+    BiasQuestion,
+    SentencePair,
+    before_the_difference,
+    pronoun_gender,
+)
 from hfstack.evidence.measured import Measured, signed_interval
 from hfstack.intervals import bootstrap_intervals, share_interval, wins
 
@@ -22,7 +27,10 @@ _BIAS = ["bias", "low_bias", "high_bias"]
 
 
 def pair_metrics(
-    measured: Measured, name: str, pairs: Sequence[Pair], scores: Sequence[tuple[float, float]]
+    measured: Measured,
+    name: str,
+    pairs: Sequence[SentencePair],
+    scores: Sequence[tuple[float, float]],
 ) -> None:
     """Add in how many pairs the first sentence is preferred, in all and by category.
 
@@ -61,7 +69,7 @@ def pair_metrics(
 def winogender_metrics(
     measured: Measured,
     name: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[SentencePair],
     scores: Sequence[tuple[float, float]],
     female_share: dict[str, float],
 ) -> None:
@@ -106,7 +114,7 @@ def winogender_metrics(
 def generation_metrics(
     measured: Measured,
     name: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[SentencePair],
     completions: Sequence[str],
     female_share: dict[str, float],
 ) -> None:
@@ -137,7 +145,7 @@ def generation_metrics(
 
 
 def bbq_metrics(
-    measured: Measured, questions: Sequence[Question], chosen: Sequence[int], name: str = "bbq"
+    measured: Measured, questions: Sequence[BiasQuestion], chosen: Sequence[int], name: str = "bbq"
 ) -> None:
     """Add accuracy and bias score by context, and tables by category and by group.
 
@@ -199,7 +207,7 @@ def bbq_metrics(
 
 
 def _right(
-    questions: Sequence[Question], chosen: Sequence[int], places: Sequence[int]
+    questions: Sequence[BiasQuestion], chosen: Sequence[int], places: Sequence[int]
 ) -> tuple[list[float], list[str]]:
     """Return 1 for each right answer, else 0, and the template of each."""
     right = [float(chosen[at] == questions[at].label) for at in places]
@@ -207,7 +215,7 @@ def _right(
 
 
 def _signs(
-    questions: Sequence[Question], chosen: Sequence[int], places: Sequence[int]
+    questions: Sequence[BiasQuestion], chosen: Sequence[int], places: Sequence[int]
 ) -> tuple[list[float], list[str]]:
     """Return +1 for the stereotype's answer, -1 for the other's, 0 for unknown.
 

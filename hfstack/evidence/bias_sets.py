@@ -24,7 +24,7 @@ _DIRECTIONS = ("stereo", "antistereo")
 
 
 @dataclass(frozen=True)
-class Pair:
+class SentencePair:
     """Two sentences that differ in whom they are about.
 
     Args:
@@ -41,7 +41,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Question:
+class BiasQuestion:
     """A question of BBQ with three answers, one of which is that nobody can know.
 
     Args:
@@ -68,8 +68,8 @@ class Question:
 class BiasSets:
     """The rows of all files, by the set that they belong to."""
 
-    pairs: dict[str, list[Pair]] = field(default_factory=dict)
-    questions: list[Question] = field(default_factory=list)
+    pairs: dict[str, list[SentencePair]] = field(default_factory=dict)
+    questions: list[BiasQuestion] = field(default_factory=list)
     female_share: dict[str, float] = field(default_factory=dict)
     """Occupation -> share of women in it."""
 
@@ -103,7 +103,7 @@ def read_bias_sets(
         if pair_columns and set(pair_columns) <= columns:
             more, less = pair_columns
             pairs = [
-                Pair(
+                SentencePair(
                     _text_of_key(row, more, place, number),
                     _text_of_key(row, less, place, number),
                     str(row.get(category_column) or "all"),
@@ -117,7 +117,7 @@ def read_bias_sets(
             found.pairs.setdefault("crows_pairs", []).extend(_read_crows(rows, place))
         elif columns >= _WINOBIAS:
             pairs = [
-                Pair(
+                SentencePair(
                     _text_of_key(row, "pro_text", place, number),
                     _text_of_key(row, "anti_text", place, number),
                     str(row.get("type") or "all"),
@@ -156,7 +156,7 @@ def pronoun_gender(text: str) -> str | None:
     return None
 
 
-def before_the_difference(pair: Pair) -> tuple[str, str, str]:
+def before_the_difference(pair: SentencePair) -> tuple[str, str, str]:
     """Return the words that both sentences begin with, and what follows in each."""
     first, second = pair.first.split(" "), pair.second.split(" ")
     shared = 0
@@ -165,7 +165,7 @@ def before_the_difference(pair: Pair) -> tuple[str, str, str]:
     return " ".join(first[:shared]), " ".join(first[shared:]), " ".join(second[shared:])
 
 
-def _read_crows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair]:
+def _read_crows(rows: Sequence[Mapping[str, Any]], place: str) -> list[SentencePair]:
     pairs = []
     for number, row in enumerate(rows, 1):
         direction = str(row.get("stereo_antistereo") or "stereo")
@@ -175,11 +175,11 @@ def _read_crows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair]:
                 f"{' nor '.join(_DIRECTIONS)}"
             )
         more, less = (_text_of_key(row, name, place, number) for name in ("sent_more", "sent_less"))
-        pairs.append(Pair(more, less, str(row.get("bias_type") or "all"), direction))
+        pairs.append(SentencePair(more, less, str(row.get("bias_type") or "all"), direction))
     return pairs
 
 
-def _read_winogender(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair]:
+def _read_winogender(rows: Sequence[Mapping[str, Any]], place: str) -> list[SentencePair]:
     """Return a pair for each sentence that there is with a female and a male pronoun."""
     sentences: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for number, row in enumerate(rows, 1):
@@ -199,7 +199,7 @@ def _read_winogender(rows: Sequence[Mapping[str, Any]], place: str) -> list[Pair
         sentences[occupation, participant, answer][gender] = text
 
     pairs = [
-        Pair(
+        SentencePair(
             texts["female"],
             texts["male"],
             "occupation" if answer == "0" else "participant",
@@ -226,7 +226,7 @@ def _read_statistics(rows: Sequence[Mapping[str, Any]], place: str) -> dict[str,
     return shares
 
 
-def _read_bbq_question(row: Mapping[str, Any], place: str, number: int) -> Question:
+def _read_bbq_question(row: Mapping[str, Any], place: str, number: int) -> BiasQuestion:
     """Return a row of BBQ, as its authors or a flat copy write it."""
     answers = tuple(_text_of_key(row, f"ans{index}", place, number) for index in range(3))
     info, metadata = row.get("answer_info") or {}, row.get("additional_metadata") or {}
@@ -258,7 +258,7 @@ def _read_bbq_question(row: Mapping[str, Any], place: str, number: int) -> Quest
     category = str(row.get("category") or "all")
     context, question = (_text_of_key(row, name, place, number) for name in ("context", "question"))
     text = f"{context}\n{question}"
-    return Question(
+    return BiasQuestion(
         text=f"{text}\nAnswer:",
         answers=(answers[0], answers[1], answers[2]),
         label=int(label),

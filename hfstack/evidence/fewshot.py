@@ -43,7 +43,7 @@ _NO_CHOICE = -1e9  # log-probability of a choice that a row does not have
 
 
 @dataclass(frozen=True)
-class Task:
+class FewShotTask:
     """What is asked of a model, as a task file says it."""
 
     name: str
@@ -78,7 +78,7 @@ class Task:
         return not self.choices
 
 
-def read_task(path: str | Path) -> Task:
+def read_task(path: str | Path) -> FewShotTask:
     """Read a task file.
 
     Raises:
@@ -102,7 +102,7 @@ def read_task(path: str | Path) -> Task:
 
 
 def load_task_scorer(
-    model: Any, tokenizer: Any, task: Task, *, kind: PromptKind = "document"
+    model: Any, tokenizer: Any, task: FewShotTask, *, kind: PromptKind = "document"
 ) -> Scorer:
     """Return what asks a model the rows of a task.
 
@@ -121,7 +121,7 @@ def load_task_scorer(
     return Scorer(_columns(task), score, numbers=frozenset(_columns(task)))
 
 
-def load_task_rows(task: Task, max_rows: int | None = None) -> Dataset:
+def load_task_rows(task: FewShotTask, max_rows: int | None = None) -> Dataset:
     """Load the rows of a task, at most so many of those that are asked."""
     count = None if max_rows is None else max_rows + (0 if task.examples_from else task.examples)
     columns = _columns(task)
@@ -130,7 +130,7 @@ def load_task_rows(task: Task, max_rows: int | None = None) -> Dataset:
     )
 
 
-def _task_of_rows(file: Path) -> Task:
+def _task_of_rows(file: Path) -> FewShotTask:
     """Return the task of a file of rows that are whole questions."""
     with file.open(encoding="utf-8") as lines:
         try:
@@ -147,9 +147,9 @@ def _task_of_rows(file: Path) -> Task:
     return _checked(values | extra, file)
 
 
-def _checked(values: dict[str, Any], file: Path) -> Task:
+def _checked(values: dict[str, Any], file: Path) -> FewShotTask:
     """Return the task of some settings, or say what is wrong with them."""
-    known = {one.name for one in fields(Task)} - {"folder"}
+    known = {one.name for one in fields(FewShotTask)} - {"folder"}
     if unknown := [name for name in values if name not in known]:
         raise ConfigError(
             f"--task_file {file}: unknown entry {unknown[0]!r}; known: {', '.join(sorted(known))}"
@@ -183,7 +183,7 @@ def _checked(values: dict[str, Any], file: Path) -> Task:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"--task_file {file}: {name} must be {least} or more, got {value!r}")
     task: dict[str, Any] = {"name": file.name.partition(".")[0], "folder": file.parent} | given
-    return Task(**task)
+    return FewShotTask(**task)
 
 
 def _beside(file: Path, path: str) -> str:
@@ -192,14 +192,14 @@ def _beside(file: Path, path: str) -> str:
     return str(beside) if beside.exists() else path
 
 
-def _columns(task: Task) -> set[str]:
+def _columns(task: FewShotTask) -> set[str]:
     """Return the columns that a task reads."""
     own = {task.choices} if isinstance(task.choices, str) else set()
     return {*_COLUMN.findall(task.prompt), task.answer} | own
 
 
 def _choose_examples(
-    rows: Dataset, task: Task
+    rows: Dataset, task: FewShotTask
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int]]:
     """Return the examples, the rows to ask, and the places of these in the file."""
     listed = rows.to_list()
@@ -236,7 +236,7 @@ def _encode_with_examples(
     rows: Sequence[dict[str, Any]],
     examples: Sequence[dict[str, Any]],
     tokenizer: Any,
-    task: Task,
+    task: FewShotTask,
     *,
     kind: PromptKind,
 ) -> list[list[int]]:
@@ -257,12 +257,12 @@ def _encode_with_examples(
     return [encode_prompt(tokenizer, before + _write_question(row, task), kind) for row in rows]
 
 
-def _write_question(row: dict[str, Any], task: Task) -> str:
+def _write_question(row: dict[str, Any], task: FewShotTask) -> str:
     """Return the question of a row."""
     return _COLUMN.sub(lambda match: str(row[match[1]]), task.prompt)
 
 
-def _choices(row: dict[str, Any], task: Task) -> list[str]:
+def _choices(row: dict[str, Any], task: FewShotTask) -> list[str]:
     """Return the choices of a row."""
     found = row[task.choices] if isinstance(task.choices, str) else list(task.choices)
     if not isinstance(found, list) or len(found) < 2:
@@ -273,7 +273,7 @@ def _choices(row: dict[str, Any], task: Task) -> list[str]:
     return [str(choice) for choice in found]
 
 
-def _right_place(row: dict[str, Any], task: Task) -> int:
+def _right_place(row: dict[str, Any], task: FewShotTask) -> int:
     """Return the place of the right choice of a row."""
     choices, answer = _choices(row, task), row[task.answer]
     if isinstance(answer, int) and not isinstance(answer, bool) and str(answer) not in choices:
@@ -287,14 +287,14 @@ def _right_place(row: dict[str, Any], task: Task) -> int:
     )
 
 
-def _right_text(row: dict[str, Any], task: Task) -> str:
+def _right_text(row: dict[str, Any], task: FewShotTask) -> str:
     """Return the right answer of a row; the first of several."""
     if not task.generates:
         return _choices(row, task)[_right_place(row, task)]
     return _references(row, task)[0]
 
 
-def _references(row: dict[str, Any], task: Task) -> list[str]:
+def _references(row: dict[str, Any], task: FewShotTask) -> list[str]:
     answer = row[task.answer]
     found = answer if isinstance(answer, list) else [answer]
     if not found or any(value is None or not str(value).strip() for value in found):
@@ -330,7 +330,7 @@ def score_behind(
 def _score_choices(
     model: Any,
     tokenizer: Any,
-    task: Task,
+    task: FewShotTask,
     rows: list[dict[str, Any]],
     prompts: list[list[int]],
     *,
@@ -380,7 +380,7 @@ def _choices_as_scored(
     answers: list[dict[str, Any]],
     *,
     places: list[int],
-    task: Task,
+    task: FewShotTask,
 ) -> Scored:
     right = logits.argmax(axis=1) == targets
 
@@ -412,7 +412,7 @@ def _choices_as_scored(
 def _score_texts(
     model: Any,
     tokenizer: Any,
-    task: Task,
+    task: FewShotTask,
     rows: list[dict[str, Any]],
     prompts: list[list[int]],
     *,

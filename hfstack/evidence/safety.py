@@ -25,7 +25,7 @@ from hfstack.tasks.rewards.classifier import ClassifierReward
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tokens.fast_encoding import document_start_id
 
-Judge = Callable[..., Sequence[float | None]]
+RefusalJudge = Callable[..., Sequence[float | None]]
 
 _OPENING_CHARACTERS = 160
 _DECLINES = re.compile(
@@ -75,7 +75,7 @@ def refuses_by_rule(
     return [1.0 if _DECLINES.search(text) else 0.0 for text in beginnings]
 
 
-def load_judge(name: str | None, label: str, *, device: Any = "cpu") -> Judge:
+def load_judge(name: str | None, label: str, *, device: Any = "cpu") -> RefusalJudge:
     """Return the judge of refusals: the rule, an endpoint, or a classifier.
 
     Args:

@@ -18,7 +18,7 @@ from hfstack.sandbox.run import Limits, Outcome, Sandbox, open_sandbox
 from hfstack.tasks.causal_lm.generate import generate_from_texts
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.code.pass_at_k import pass_at_k, summarise
-from hfstack.tasks.code.problems import COLUMNS, Problem, read_problems
+from hfstack.tasks.code.problems import PROBLEM_COLUMNS, Problem, read_problems
 from hfstack.tokens.chat import stop_at_end_of_turn
 
 
@@ -105,7 +105,7 @@ def record_code(
         on_bad_row=score_args.on_bad_row,
         max_rows=score_args.max_rows,
         purpose="rows",
-        columns=set(COLUMNS),
+        columns=set(PROBLEM_COLUMNS),
         quarantine_file=run.output_dir / "quarantine.jsonl",
         log=log,
     )

@@ -9,7 +9,7 @@ from trl import ModelConfig
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import as_sources, describe_sources
 from hfstack.errors import ConfigError
-from hfstack.evidence.fewshot import Task, load_task_rows, load_task_scorer, read_task
+from hfstack.evidence.fewshot import FewShotTask, load_task_rows, load_task_scorer, read_task
 from hfstack.evidence.harness import harness_metrics, harness_version, run_harness
 from hfstack.evidence.score_compare import compare
 from hfstack.evidence.score_record import describe
@@ -106,7 +106,7 @@ def record_tasks(
 
 def _ask_all(
     model_args: ModelConfig,
-    tasks: list[Task],
+    tasks: list[FewShotTask],
     args: TaskArgs,
     *,
     max_rows: int | None,
@@ -142,11 +142,11 @@ def _ask_all(
     return scored, found
 
 
-def _named(task: Task, metrics: dict[str, float]) -> dict[str, float]:
+def _named(task: FewShotTask, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{task.name}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
 
 
-def _write_answers_of_tasks(run: Run, task: Task, scored: Scored) -> None:
+def _write_answers_of_tasks(run: Run, task: FewShotTask, scored: Scored) -> None:
     """Write what the model said of each row of a task."""
     file = f"{task.name}.jsonl"
     with write_jsonl(run.output_dir / file) as add:

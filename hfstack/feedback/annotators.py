@@ -9,7 +9,7 @@ from hfstack.feedback.export import JudgedItem, Vote
 from hfstack.feedback.kinds import is_tie
 from hfstack.intervals import share_interval
 
-COLUMNS = [
+ANNOTATOR_COLUMNS = [
     *("annotator", "judged", "ties", "skips", "median s", "took the first side", "gold right"),
     *("agrees with themselves", "agrees with the majority of the others"),
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.feedback.kinds import KINDS, Item, answers_wanted
+from hfstack.feedback.kinds import JUDGEMENT_KINDS, Item, answers_wanted
 from hfstack.feedback.queue import QueueSettings
 from hfstack.feedback.store import Store
 from hfstack.tasks.preferences.rows import (
@@ -52,8 +52,10 @@ class ProjectArgs:
     """
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.kind not in JUDGEMENT_KINDS:
+            raise ConfigError(
+                f"--kind must be one of {', '.join(JUDGEMENT_KINDS)}, got {self.kind!r}"
+            )
         if not self.annotators:
             raise ConfigError("--annotators is empty: name at least one person")
         for name in self.annotators:

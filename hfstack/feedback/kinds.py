@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from hfstack.errors import DataError
 
 JudgementKind = Literal["pairs", "ranking", "thumbs", "ratings", "correction"]
-KINDS: tuple[str, ...] = get_args(JudgementKind)
+JUDGEMENT_KINDS: tuple[str, ...] = get_args(JudgementKind)
 
 STRENGTHS = (1, 2, 3)  # a little better, better, much better
 HIGHEST_RATING = 5

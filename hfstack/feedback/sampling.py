@@ -19,7 +19,7 @@ from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 
 # Returns the reward of each answer.
-Scorer = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
+ScoreAnswers = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 
 
 @dataclass
@@ -102,7 +102,7 @@ def uncertainty(margins: Sequence[float]) -> float:
 
 
 def choose_uncertain(
-    items: Sequence[Item], scorers: Sequence[Scorer], *, per_prompt: int, most: int | None
+    items: Sequence[Item], scorers: Sequence[ScoreAnswers], *, per_prompt: int, most: int | None
 ) -> list[Item]:
     """Return the pairs of which the scorers are least sure, the most unsure first."""
     prompts = [item.prompt for item in items]
@@ -126,7 +126,7 @@ def choose_uncertain(
     return kept[:most]
 
 
-def load_scorers(names: Sequence[str]) -> list[Scorer]:
+def load_scorers(names: Sequence[str]) -> list[ScoreAnswers]:
     """Return the reward models as functions of prompts and answers."""
     return [RewardModel(name, device=Accelerator().device).score for name in names]
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hfstack.errors import ConfigError
 from hfstack.models.evaluation_mode import evaluation_mode
-from hfstack.models.probes import Measured, logits_of, random_ids, relative_difference, tolerance
+from hfstack.models.probes import ProbeResult, logits_of, random_ids, relative_difference, tolerance
 
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _PARTS_OF_NAMES = ("drop", "jitter")
@@ -28,14 +28,14 @@ def turn_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def training_noise(model: PreTrainedModel) -> Measured:
+def training_noise(model: PreTrainedModel) -> ProbeResult:
     """Measure how much logits in training mode differ from those in evaluation mode."""
     ids = random_ids(model, 2, 12)  # (B, T)
     with evaluation_mode(model):
         expected = logits_of(model, input_ids=ids)
         model.train()
         found = logits_of(model, input_ids=ids)
-    return Measured(relative_difference(expected, found), tolerance(model))
+    return ProbeResult(relative_difference(expected, found), tolerance(model))
 
 
 def require_no_noise(model: PreTrainedModel, option: str) -> None:

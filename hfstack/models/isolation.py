@@ -23,7 +23,7 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME
 from hfstack.models.output_head import body_of, without_adapter
-from hfstack.models.probes import Measured, documents_apart, embedding_rows
+from hfstack.models.probes import ProbeResult, documents_apart, embedding_rows
 
 logger = get_logger(__name__)
 
@@ -156,7 +156,7 @@ def _mask_packed_rows(model: Any, mask: BlockDiagonalMask) -> Callable[[], None]
     return take_off
 
 
-def _measure_apart(model: PreTrainedModel, **options: Any) -> Measured | None:
+def _measure_apart(model: PreTrainedModel, **options: Any) -> ProbeResult | None:
     """Return the probe's figure, or None where the model does not take such inputs."""
     try:
         return documents_apart(model, **options)

@@ -29,7 +29,7 @@ _PADDING_TOKENS = 5
 _EFFECT_LEFT = 0.05
 
 
-class Measured(NamedTuple):
+class ProbeResult(NamedTuple):
     """What a probe measured, and what is allowed."""
 
     value: float
@@ -41,7 +41,7 @@ class Measured(NamedTuple):
         return self.value <= self.allowed
 
 
-def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> Measured:
+def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> ProbeResult:
     """Measure how much a packed document's logits depend on the one before it.
 
     The same document is read behind two others, which may change nothing, and alone, which may
@@ -66,11 +66,11 @@ def documents_apart(model: PreTrainedModel, *, tokens: int = _SECOND_TOKENS) -> 
     leak = relative_difference(apart[0], apart[1])
     allowed = min(TOLERANCE, _EFFECT_LEFT * effect)
     if leak > allowed:
-        return Measured(leak, allowed)
-    return Measured(relative_difference(alone[0], apart[0]), tolerance(model))
+        return ProbeResult(leak, allowed)
+    return ProbeResult(relative_difference(alone[0], apart[0]), tolerance(model))
 
 
-def padding_changes(model: PreTrainedModel) -> Measured:
+def padding_changes(model: PreTrainedModel) -> ProbeResult:
     """Measure how much a row's logits depend on padding to its right.
 
     Args:
@@ -89,7 +89,7 @@ def padding_changes(model: PreTrainedModel) -> Measured:
     one, other = alone[name].float(), beside[name].float()  # (1, C), (1, T) or (1, T, C)
     if one.shape != other.shape:
         other = other[:, :_SECOND_TOKENS]
-    return Measured(relative_difference(one, other), tolerance(model))
+    return ProbeResult(relative_difference(one, other), tolerance(model))
 
 
 def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0) -> Tensor:

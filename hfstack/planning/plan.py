@@ -105,7 +105,7 @@ def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> De
 
 
 @dataclass(frozen=True)
-class Change:
+class SettingsChange:
     """Other settings under which a workload fits."""
 
     what: str
@@ -115,7 +115,7 @@ class Change:
     """Bytes of one process."""
 
 
-def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
+def changes_that_fit(workload: Workload, limit: int) -> Iterator[SettingsChange]:
     """Yield changes, mildest first, with which one process stays within `limit` bytes.
 
     Rows move from the micro-batch to accumulation, so that an optimizer step sees the same rows.
@@ -126,13 +126,15 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
     checkpointed = workload.varied(activation_checkpointing=True) if can else workload
 
     if can and (peak := assess(checkpointed).peak) <= limit:
-        yield Change("recompute activations", recompute.strip(), peak)
+        yield SettingsChange("recompute activations", recompute.strip(), peak)
 
     if (found := _smaller_batch(workload, limit)) is not None:
-        yield Change("smaller micro-batches", *found)
+        yield SettingsChange("smaller micro-batches", *found)
     elif can and (found := _smaller_batch(checkpointed, limit)) is not None:
         options, peak = found
-        yield Change("smaller micro-batches, activations recomputed", options + recompute, peak)
+        yield SettingsChange(
+            "smaller micro-batches, activations recomputed", options + recompute, peak
+        )
 
     if (change := _sharded(checkpointed, limit)) is not None:
         yield change
@@ -140,7 +142,7 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
         yield change
 
 
-def _sharded(workload: Workload, limit: int) -> Change | None:
+def _sharded(workload: Workload, limit: int) -> SettingsChange | None:
     """Return the fewest processes to shard over, or None where no number is enough.
 
     Sharding divides weights, gradients and optimizer as FSDP2 does; the layer that is gathered
@@ -154,23 +156,25 @@ def _sharded(workload: Workload, limit: int) -> Change | None:
         peak = needs.peak - int(saved)
         if peak <= limit:
             options = f"--accelerate fsdp2 --processes {shards}"
-            return Change(f"shard over {shards} processes", options, peak)
+            return SettingsChange(f"shard over {shards} processes", options, peak)
         shards *= 2
     return None
 
 
-def _adapted(workload: Workload, limit: int, recompute: str) -> Change | None:
+def _adapted(workload: Workload, limit: int, recompute: str) -> SettingsChange | None:
     """Return an adapter to train instead, in smaller micro-batches where it must be."""
     adapted = workload.varied(lora_rank=_LORA_RANK)
     options = f"--use_peft true --lora_r {_LORA_RANK}{recompute}"
     if (peak := assess(adapted).peak) <= limit:
-        return Change("train an adapter", options, peak)
+        return SettingsChange("train an adapter", options, peak)
 
     found = _smaller_batch(adapted, limit)
     if found is None:
         return None
     smaller, peak = found
-    return Change("train an adapter, in smaller micro-batches", f"{options} {smaller}", peak)
+    return SettingsChange(
+        "train an adapter, in smaller micro-batches", f"{options} {smaller}", peak
+    )
 
 
 def change_rows(workload: Workload, limit: int) -> list[list[object]]:

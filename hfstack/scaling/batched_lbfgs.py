@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hfstack.scaling.rungs import FloatArray
 
-Objective = Callable[[FloatArray, NDArray[np.intp]], tuple[FloatArray, FloatArray]]
+BatchedObjective = Callable[[FloatArray, NDArray[np.intp]], tuple[FloatArray, FloatArray]]
 """Called with parameters (S, P) and the numbers of their problems (S,); returns values (S,) and
 gradients (S, P)."""
 
@@ -92,7 +92,11 @@ class _Memory:
 
 
 def minimise(
-    objective: Objective, starts: FloatArray, *, iterations: int = 400, tolerance: float = 1e-10
+    objective: BatchedObjective,
+    starts: FloatArray,
+    *,
+    iterations: int = 400,
+    tolerance: float = 1e-10,
 ) -> Minimum:
     """Return the minimum that each start leads to.
 
@@ -100,7 +104,7 @@ def minimise(
     lower it by less than `tolerance` of itself.
 
     Args:
-        objective: see `Objective`; the second argument lets each problem have data of its own.
+        objective: see `BatchedObjective`; the second argument lets each problem have data of its own.
         starts: (S, P).
         iterations: most steps a problem.
         tolerance: relative.
@@ -154,7 +158,7 @@ def _at_most(
 
 
 def _line_search(
-    objective: Objective,
+    objective: BatchedObjective,
     state: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
     active: NDArray[np.intp],
 ) -> tuple[FloatArray, FloatArray, FloatArray, NDArray[np.bool_]]:

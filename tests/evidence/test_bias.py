@@ -21,8 +21,8 @@ from hfstack.evidence.bias_metrics import (
 )
 from hfstack.evidence.bias_scores import score_answers, score_pairs
 from hfstack.evidence.bias_sets import (
-    Pair,
-    Question,
+    BiasQuestion,
+    SentencePair,
     before_the_difference,
     pronoun_gender,
     read_bias_sets,
@@ -150,8 +150,8 @@ def test_answers_are_scored_behind_their_question(bert, tiny_llama: Path, masked
 
 
 def test_pairs_by_category_with_intervals_and_both_directions() -> None:
-    pairs = [Pair("a b", "a b c", "age") for _ in range(3)] + [
-        Pair("a b c", "a b", "age", "antistereo")
+    pairs = [SentencePair("a b", "a b c", "age") for _ in range(3)] + [
+        SentencePair("a b c", "a b", "age", "antistereo")
     ]
     measured = Measured()
     pair_metrics(
@@ -169,8 +169,8 @@ def test_pairs_by_category_with_intervals_and_both_directions() -> None:
     assert low < share < high and measured.few == ["crows_pairs age (4)"]
 
 
-def question(target: int | None, label: int, ambiguous: bool, number: int) -> Question:
-    return Question(
+def question(target: int | None, label: int, ambiguous: bool, number: int) -> BiasQuestion:
+    return BiasQuestion(
         "?", ("x", "y", "z"), label, 2, target, "old", "Age", ambiguous, f"Age {number}"
     )
 
@@ -201,7 +201,9 @@ def test_bbq_scores_by_hand() -> None:
 
 def test_winogender_by_statistics_and_what_is_generated() -> None:
     pairs = [
-        Pair("The nurse said she would", "The nurse said he would", "occupation", occupation=one)
+        SentencePair(
+            "The nurse said she would", "The nurse said he would", "occupation", occupation=one
+        )
         for one in ("nurse", "miner", "cook", "clerk")
     ]
     women = {"nurse": 0.9, "miner": 0.1, "cook": 0.4}
@@ -283,13 +285,13 @@ def test_sets_are_known_by_their_columns(tmp_path: Path) -> None:
         pair_columns=("worse", "better"),
         category_column="topic",
     )
-    assert found.pairs["crows_pairs"] == [Pair("a b", "a c", "all", "antistereo")]
-    assert found.pairs["winobias"] == [Pair("He is", "She is", "type1")]
+    assert found.pairs["crows_pairs"] == [SentencePair("a b", "a c", "all", "antistereo")]
+    assert found.pairs["winobias"] == [SentencePair("He is", "She is", "type1")]
     assert [(one.category, one.occupation) for one in found.pairs["winogender"]] == [
         ("occupation", "cook"),
         ("participant", "cook"),
     ]
-    assert found.pairs["pairs"] == [Pair("They are bad", "We are bad", "us")]
+    assert found.pairs["pairs"] == [SentencePair("They are bad", "We are bad", "us")]
     assert found.female_share == {"cook": 0.38}
     assert [one.target for one in found.questions] == [0, 1, 0, 0]
     assert found.questions[0].text == "A and B.\nWho is weak?\nAnswer:"

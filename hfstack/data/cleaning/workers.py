@@ -19,7 +19,7 @@ from typing import Any
 
 from hfstack.errors import ConfigError, DataError, MachineError
 
-Row = dict[str, Any]
+Document = dict[str, Any]
 
 # A chunk takes a worker some hundredths of a second: long beside the hundred microseconds that
 # handing it over takes, short where a run is stopped.
@@ -36,8 +36,8 @@ _function: Callable[[str], Any] | None = None
 
 
 def map_texts(
-    function: Callable[[str], Any], rows: Iterable[Row], text_column: str, *, workers: int
-) -> Generator[tuple[Row, Any], None, None]:
+    function: Callable[[str], Any], rows: Iterable[Document], text_column: str, *, workers: int
+) -> Generator[tuple[Document, Any], None, None]:
     """Yield each row with what the function returns for its text.
 
     None for a row without text.
@@ -55,7 +55,7 @@ def map_texts(
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ConfigError(f"workers {workers}: this system cannot fork processes; leave it at 1")
 
-    waiting: deque[tuple[list[Row], Future[list[Any]]]] = deque()
+    waiting: deque[tuple[list[Document], Future[list[Any]]]] = deque()
     unreadable: DataError | None = None
     executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("fork"), _prepare_worker, (function, os.getpid())
@@ -108,19 +108,19 @@ def _start_workers(executor: ProcessPoolExecutor) -> None:
 
 def _next_results(
     waiting: "deque[tuple[list[Row], Future[list[Any]]]]",
-) -> Iterator[tuple[Row, Any]]:
+) -> Iterator[tuple[Document, Any]]:
     """Yield rows and results of the chunk that was handed out first."""
     rows, future = waiting.popleft()
     yield from zip(rows, future.result(), strict=True)
 
 
-def _chunks(rows: Iterable[Row], text_column: str) -> Iterator[list[Row] | DataError]:
+def _chunks(rows: Iterable[Document], text_column: str) -> Iterator[list[Document] | DataError]:
     """Yield the rows in chunks, bounded in characters and in number.
 
     Where reading fails, the error comes last: what was read before has its turn first, as it has in
     one process.
     """
-    chunk: list[Row] = []
+    chunk: list[Document] = []
     characters = 0
     iterator = iter(rows)
 

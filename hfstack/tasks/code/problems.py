@@ -12,7 +12,7 @@ from typing import Any
 
 from hfstack.errors import DataError
 
-COLUMNS = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
+PROBLEM_COLUMNS = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
 
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 # what begins a new statement of the file, where the function that was asked for is over

@@ -21,15 +21,15 @@ from torch import Tensor
 
 from hfstack.errors import ConfigError
 
-Kind = Literal["forward_kl", "reverse_kl", "jsd"]
-KINDS: tuple[str, ...] = get_args(Kind)
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+DIVERGENCES: tuple[str, ...] = get_args(DivergenceName)
 
 
 @dataclass(frozen=True)
 class Objective:
     """What a student is trained for: a divergence, and a share of the rows' tokens."""
 
-    kind: Kind = "forward_kl"
+    kind: DivergenceName = "forward_kl"
     beta: float = 0.5
     temperature: float = 1.0
     hard_weight: float = 0.0
@@ -58,7 +58,9 @@ class TopK:
     log_probs: Tensor  # (n, k + 1), the tail last
 
 
-def find_divergence(teacher: Tensor, student: Tensor, kind: Kind, *, beta: float = 0.5) -> Tensor:
+def find_divergence(
+    teacher: Tensor, student: Tensor, kind: DivergenceName, *, beta: float = 0.5
+) -> Tensor:
     """Return the divergence in nats of each position, (n,).
 
     Args:
@@ -117,8 +119,10 @@ def check_objective(objective: Objective) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    if objective.kind not in KINDS:
-        raise ConfigError(f"--divergence must be one of {', '.join(KINDS)}, got {objective.kind!r}")
+    if objective.kind not in DIVERGENCES:
+        raise ConfigError(
+            f"--divergence must be one of {', '.join(DIVERGENCES)}, got {objective.kind!r}"
+        )
     if not 0 < objective.beta < 1:
         raise ConfigError(
             f"--beta must be between 0 and 1, got {objective.beta}: at its ends it is no "

@@ -26,8 +26,8 @@ from hfstack.tasks.distillation.cache import (
     open_cache,
     write_cache,
 )
-from hfstack.tasks.distillation.divergence import Kind, Objective, check_objective
-from hfstack.tasks.distillation.student import PLACES, Teacher
+from hfstack.tasks.distillation.divergence import DivergenceName, Objective, check_objective
+from hfstack.tasks.distillation.student import TEACHER_PLACES, Teacher
 from hfstack.tasks.distillation.teachers import (
     CachedTeacher,
     LiveTeacher,
@@ -61,7 +61,7 @@ class DistillArgs:
 
     teacher_model: str = ""
     """Teacher: a run, a checkpoint, an adapter or a Hub id, with the student's tokenizer."""
-    divergence: Kind = "forward_kl"
+    divergence: DivergenceName = "forward_kl"
     """How far the student is from the teacher: forward_kl (covers all that it does), reverse_kl
     (keeps to what it does most) or jsd (between the two).
     """
@@ -234,7 +234,7 @@ def prepare_teacher(
     rows: dict[str, Dataset] = {}
     first = 0
     for name, split in encoded.items():
-        rows[name] = number_scored(split, PLACES, first=first)
+        rows[name] = number_scored(split, TEACHER_PLACES, first=first)
         first += len(cached[name].ids)
     return Taught(CachedTeacher(list(cached.values())), rows, metrics)
 
@@ -296,13 +296,13 @@ class WithPlaces:
         self.collate = collate
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return a batch; PLACES are (B, T) int64, 0 where nothing is scored."""
+        """Return a batch; TEACHER_PLACES are (B, T) int64, 0 where nothing is scored."""
         batch = self.collate([{**row} for row in rows])
-        if PLACES not in rows[0]:
+        if TEACHER_PLACES not in rows[0]:
             return batch
-        places = [torch.tensor(row[PLACES]) for row in rows]
+        places = [torch.tensor(row[TEACHER_PLACES]) for row in rows]
         if len(batch["input_ids"]) != len(rows):  # joined for flash attention
-            batch[PLACES] = torch.cat(places)[None]
+            batch[TEACHER_PLACES] = torch.cat(places)[None]
         else:
-            batch[PLACES] = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
+            batch[TEACHER_PLACES] = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
         return batch

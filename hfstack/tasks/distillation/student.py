@@ -31,11 +31,11 @@ from hfstack.tasks.distillation.divergence import Objective
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.next_token import LOSS_OF_ITS_OWN
 
-PLACES = "teacher_places"
+TEACHER_PLACES = "teacher_places"
 """The column with the place of each token among the teacher's cached answers."""
 
 Teacher = Callable[[dict[str, Any], Tensor], ReadTeacher]
-"""Reads a batch (the model's inputs and PLACES) and a mask (B, T - 1) of the scored positions."""
+"""Reads a batch (the model's inputs and TEACHER_PLACES) and a mask (B, T - 1) of the scored positions."""
 
 
 class PartsOfLoss(TrainerCallback):
@@ -131,7 +131,7 @@ def use_distilled_loss(
         states = body_of(self)(**body_inputs(self, batch))[0][:, :-1]  # (B, T - 1, d)
         scored = labels[:, 1:] != IGNORED_LABEL  # (B, T - 1)
         hidden = head.transform(self, states[scored])  # (N, d)
-        read_teacher = teacher(batch | {PLACES: teacher_places}, scored)
+        read_teacher = teacher(batch | {TEACHER_PLACES: teacher_places}, scored)
 
         # the products run in the type that autocast would give them
         device_type, dtype = hidden.device.type, hidden.dtype

@@ -17,7 +17,7 @@ from hfstack.models.output_head import body_of
 from hfstack.tasks.distillation.cache import CachedTop
 from hfstack.tasks.distillation.chunked_loss import ReadTeacher
 from hfstack.tasks.distillation.divergence import TopK
-from hfstack.tasks.distillation.student import PLACES, body_inputs, head_of
+from hfstack.tasks.distillation.student import TEACHER_PLACES, body_inputs, head_of
 
 
 class LiveTeacher:
@@ -34,7 +34,7 @@ class LiveTeacher:
 
     def __call__(self, batch: dict[str, Any], scored: Tensor) -> ReadTeacher:
         """Return the reader of the logits of a batch, (n, V) from one position to another."""
-        inputs = {name: value for name, value in batch.items() if name != PLACES}
+        inputs = {name: value for name, value in batch.items() if name != TEACHER_PLACES}
         with torch.no_grad():
             states = body_of(self.model)(**body_inputs(self.model, inputs))[0][:, :-1]
             hidden = states[scored]  # (N, d)
@@ -58,7 +58,7 @@ class CachedTeacher:
 
     def __call__(self, batch: dict[str, Any], scored: Tensor) -> ReadTeacher:
         """Return the reader of the top tokens of a batch."""
-        places = batch[PLACES][:, :-1][scored].cpu()  # (N,)
+        places = batch[TEACHER_PLACES][:, :-1][scored].cpu()  # (N,)
 
         # a batch is of one split: training and evaluation have loaders of their own
         first, cached = 0, self.splits[0]

@@ -32,7 +32,7 @@ from hfstack.tasks.shared.task_models import check_length
 
 logger = get_logger(__name__)
 
-Kind = Literal["bi_encoder", "cross_encoder"]
+RetrieverKind = Literal["bi_encoder", "cross_encoder"]
 Pooling = Literal["auto", "mean", "cls", "lasttoken"]
 
 EMBEDDER: ModelKind = "embedding model"
@@ -50,7 +50,7 @@ _OWN_MODULES = "sentence_transformers."
 
 def load_base(
     args: ModelConfig,
-    kind: Kind,
+    kind: RetrieverKind,
     *,
     pooling: Pooling,
     max_length: int | None,
@@ -167,7 +167,7 @@ def load_finished(args: ModelConfig) -> Any:
     )
 
 
-def add_adapter(args: ModelConfig, model: Any, kind: Kind) -> None:
+def add_adapter(args: ModelConfig, model: Any, kind: RetrieverKind) -> None:
     """Put the LoRA adapter of --use_peft on a model's transformer, in place.
 
     Without --use_peft nothing changes. The head of a cross-encoder is trained and saved with it.

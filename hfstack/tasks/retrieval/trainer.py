@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.retrieval.libraries import import_library
-from hfstack.tasks.retrieval.model import Kind
+from hfstack.tasks.retrieval.model import RetrieverKind
 from hfstack.training.preflight import Problems
 
 logger = get_logger(__name__)
@@ -25,11 +25,11 @@ logger = get_logger(__name__)
 LossName = Literal["in_batch_negatives", "score"]
 
 # losses that sentence-transformers has for both kinds of model, under the same names
-_LOSSES: dict[Kind, str] = {
+_LOSSES: dict[RetrieverKind, str] = {
     "bi_encoder": "sentence_transformers.sentence_transformer.losses",
     "cross_encoder": "sentence_transformers.cross_encoder.losses",
 }
-_TRAINERS: dict[Kind, str] = {
+_TRAINERS: dict[RetrieverKind, str] = {
     "bi_encoder": "SentenceTransformerTrainer",
     "cross_encoder": "CrossEncoderTrainer",
 }
@@ -54,7 +54,7 @@ class LossArgs:
 
 def make_loss(
     model: Any,
-    kind: Kind,
+    kind: RetrieverKind,
     name: LossName,
     *,
     mini_batch_size: int | None = None,
@@ -100,7 +100,7 @@ def make_loss(
 
 def make_trainer(
     model: Any,
-    kind: Kind,
+    kind: RetrieverKind,
     args: TrainingArguments,
     *,
     rows: Mapping[str, Dataset],
@@ -193,7 +193,9 @@ def batch_problems(trainer: Any, batches: int = 20) -> Problems:
     return {"no passage is its own negative": problem}
 
 
-def _as_settings(args: TrainingArguments, kind: Kind, model: Any, *, columns: Sequence[str]) -> Any:
+def _as_settings(
+    args: TrainingArguments, kind: RetrieverKind, model: Any, *, columns: Sequence[str]
+) -> Any:
     """Return the settings as the class of sentence-transformers, which adds its own.
 
     A prompt stands in front of the texts of training as it does in use.

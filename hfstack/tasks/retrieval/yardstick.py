@@ -14,7 +14,7 @@ import numpy
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.intervals import bootstrap_intervals
-from hfstack.tasks.retrieval.model import Kind
+from hfstack.tasks.retrieval.model import RetrieverKind
 from hfstack.tasks.retrieval.ranking import (
     HEADLINE,
     Tokens,
@@ -46,7 +46,7 @@ class Yardstick:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: RetrieverKind,
         held_out: Sequence[TextPair],
         others: Sequence[TextPair],
         *,
@@ -197,7 +197,7 @@ class Yardstick:
 
 
 def make_yardstick(
-    kind: Kind, pairs: Mapping[str, Sequence[TextPair]], *, tokens: Tokens, batch_size: int
+    kind: RetrieverKind, pairs: Mapping[str, Sequence[TextPair]], *, tokens: Tokens, batch_size: int
 ) -> Yardstick | None:
     """Return what measures a model on the held-out pairs, None without any.
 

@@ -31,7 +31,7 @@ order.
 A row that has no answer gets `{"problem": why}`. A column that the first row lacks is a DataError.
 """
 
-Problem = Callable[[dict[str, Any]], str | None]
+FindProblem = Callable[[dict[str, Any]], str | None]
 """Says what is wrong with a row, or None; a DataError where it lacks a column."""
 
 NO_ANSWER = "problem"
@@ -63,7 +63,7 @@ def task_of(args: ModelConfig, tasks: Collection[ModelKind]) -> ModelKind:
     )
 
 
-def problem_of_texts(columns: Sequence[str], flags: str) -> Problem:
+def problem_of_texts(columns: Sequence[str], flags: str) -> FindProblem:
     """Return what finds rows without a text in these columns.
 
     Args:
@@ -90,7 +90,7 @@ def problem_of_text(value: Any, column: str) -> str | None:
     return None if value.strip() else f"{column} is empty"
 
 
-def answer_usable(predict: Predictor, problem_of: Problem) -> Predictor:
+def answer_usable(predict: Predictor, problem_of: FindProblem) -> Predictor:
     """Return a predictor that says of rows it cannot use why, and answers others.
 
     Raises:

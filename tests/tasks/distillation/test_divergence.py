@@ -13,8 +13,8 @@ from hfstack.errors import ConfigError
 from hfstack.tasks.distillation import chunked_loss
 from hfstack.tasks.distillation.chunked_loss import ChunkedDistillation, positions_at_once
 from hfstack.tasks.distillation.divergence import (
-    KINDS,
-    Kind,
+    DIVERGENCES,
+    DivergenceName,
     Objective,
     check_objective,
     find_divergence,
@@ -45,8 +45,8 @@ def test_each_divergence_of_a_hand_worked_pair() -> None:
     assert found == pytest.approx(half) and half == pytest.approx(0.033822, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_divergence_is_0_of_equals_and_its_limits_are_the_kls(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_divergence_is_0_of_equals_and_its_limits_are_the_kls(kind: DivergenceName) -> None:
     torch.manual_seed(0)
     same, other = torch.randn(2, 5, 7, dtype=torch.float64).log_softmax(-1)
     assert find_divergence(same, same, kind).abs().max() < 1e-12
@@ -55,9 +55,9 @@ def test_a_divergence_is_0_of_equals_and_its_limits_are_the_kls(kind: Kind) -> N
     assert torch.allclose(small, find_divergence(same, other, "forward_kl"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_loss_and_gradients_are_those_of_trl(kind: Kind, temperature: float) -> None:
+def test_loss_and_gradients_are_those_of_trl(kind: DivergenceName, temperature: float) -> None:
     torch.manual_seed(1)
     hidden, taught = torch.randn(1, 40, 8), torch.randn(1, 40, 12)
     weight, head = torch.randn(30, 8), torch.randn(30, 12)
@@ -124,8 +124,10 @@ def test_the_hard_loss_is_cross_entropy_and_the_weights_share() -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_top_tokens_with_their_tail_are_a_lower_bound_and_nothing_is_lost(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_top_tokens_with_their_tail_are_a_lower_bound_and_nothing_is_lost(
+    kind: DivergenceName,
+) -> None:
     torch.manual_seed(3)
     teacher, student = 3 * torch.randn(50, 40), 3 * torch.randn(50, 40)
     whole = find_divergence(teacher.log_softmax(-1), student.log_softmax(-1), kind)
