@@ -40,8 +40,8 @@ def read_recipe_options(recipe: Path) -> Options | None:
     except (_UnreadableError, OSError, SyntaxError, UnicodeDecodeError, RecursionError):
         return None
 
-    kinds = {name: _kind(annotation) for name, (annotation, _) in fields.items()}
-    switches = [name for name, (note, value) in fields.items() if _is_switch(note, value)]
+    kinds = {name: _kind_of_option(annotation) for name, (annotation, _) in fields.items()}
+    switches = [name for name, (note, value) in fields.items() if _is_boolean(note, value)]
     return Options({**kinds, **_OF_EVERY_RECIPE}, switches)
 
 
@@ -157,7 +157,7 @@ def _is_kept_from_init(file: Path, default: ast.expr | None) -> bool:
     return False
 
 
-def _kind(annotation: str) -> str:
+def _kind_of_option(annotation: str) -> str:
     """Return `int` or `float` for what must be such a number, and "" for the rest."""
     text = annotation.replace(" ", "")
     if text.startswith("Optional[") and text.endswith("]"):
@@ -166,7 +166,7 @@ def _kind(annotation: str) -> str:
     return members[0] if len(members) == 1 and members[0] in _NUMBERS else ""
 
 
-def _is_switch(annotation: str, default: ast.expr | None) -> bool:
+def _is_boolean(annotation: str, default: ast.expr | None) -> bool:
     """Return whether a field is true by default, so that it has an opposite."""
     if annotation.replace(" ", "") not in ("bool", "bool|None", "Optional[bool]"):
         return False

@@ -25,7 +25,7 @@ from hfstack.evidence.bias_metrics import (
     pair_metrics,
     winogender_metrics,
 )
-from hfstack.evidence.bias_scores import PseudoLikelihood, score_answers, score_pairs
+from hfstack.evidence.bias_scores import PseudoLikelihood, score_choices, score_sentence_pairs
 from hfstack.evidence.bias_sets import before_the_difference, read_bias_sets
 from hfstack.evidence.measured import Measured
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
@@ -97,7 +97,7 @@ def main(model_args: ModelConfig, bias_args: BiasArgs, run_args: RunArgs) -> dic
             for set_name, every in sets.pairs.items():
                 name = set_name if masked else f"{set_name}_sentence"
                 pairs = draw(every, args.max_rows, run_args.seed)
-                scores = score_pairs(
+                scores = score_sentence_pairs(
                     model,
                     tokenizer,
                     [(pair.first, pair.second) for pair in pairs],
@@ -129,7 +129,7 @@ def main(model_args: ModelConfig, bias_args: BiasArgs, run_args: RunArgs) -> dic
             # and questions, by the likeliest answer
             if questions := draw(sets.questions, args.max_rows, run_args.seed):
                 answers = [question.answers for question in questions]
-                found = score_answers(
+                found = score_choices(
                     model,
                     tokenizer,
                     [question.text for question in questions],

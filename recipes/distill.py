@@ -30,7 +30,7 @@ from hfstack.tasks.distillation.student import PartsOfLoss, use_distilled_loss
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
-from hfstack.tasks.sft.encoding import encode_questions, prompts_with_references
+from hfstack.tasks.sft.encoding import encode_user_texts, prompts_with_references
 from hfstack.tasks.shared.probe_settings import ProbeArgs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
@@ -130,7 +130,7 @@ def main(
         asked = prompts_with_references(
             rows.get("eval", rows["train"]), tokenizer, limit=max(args.answer_rows, 3)
         )
-        own = encode_questions(args.sample_prompts, tokenizer, chat=chat)
+        own = encode_user_texts(args.sample_prompts, tokenizer, chat=chat)
         shown, longest = own or [prompt for prompt, _ in asked[:3]], args.answer_tokens
         collate = fine_tuning.collator_for(model, tokenizer, training_args)
 

@@ -33,7 +33,7 @@ from hfstack.tasks.retrieval.attributions import (
     load_match_explainer,
     pairs_to_match,
 )
-from hfstack.tasks.rewards.attributions import load_pair_explainer, read_pairs
+from hfstack.tasks.rewards.attributions import load_pair_explainer, prompts_with_answers
 
 # What rows of prompts with answers may have.
 PAIRS = ("prompt", "completion", "chosen", "rejected")
@@ -94,7 +94,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
             answers = explain_args.answers or [None] * len(explain_args.texts)
             pairs = [
                 *zip(explain_args.texts, answers, strict=True),
-                *read_pairs(rows_of(explain_args, PAIRS, read)),
+                *prompts_with_answers(rows_of(explain_args, PAIRS, read)),
             ]
             found = [show(explain(*pair, **settings)) for pair in pairs]
 

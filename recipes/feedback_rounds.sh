@@ -136,10 +136,10 @@ done
 stage report report --runs "${runs[@]}"
 python - "$out" "$rounds" <<'PY'
 import sys
-from hfstack.feedback.rounds import before_and_after, describe_rounds
+from hfstack.feedback.rounds import compare_rounds, describe_rounds
 
 folder, rounds = sys.argv[1], int(sys.argv[2])
-print(before_and_after(folder, rounds), describe_rounds(folder, rounds), sep="\n\n")
+print(compare_rounds(folder, rounds), describe_rounds(folder, rounds), sep="\n\n")
 PY
 printf '\nOpen %s in a browser. Talk to the model: hfstack chat %s\n' \
     "$out/report/report.html" "$policy"

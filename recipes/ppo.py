@@ -73,7 +73,7 @@ def main(
             eval_dataset=parts.splits.get("eval"),
             processing_class=parts.tokenizer,
             callbacks=[
-                *online.watch_answers(run, lambda count: trainer.samples(count)),
+                *online.policy_callbacks(run, lambda count: trainer.samples(count)),
                 *protect(run, push_checkpoints(training_args)),
             ],
             peft_config=parts.adapter,

@@ -26,7 +26,7 @@ from hfstack.evidence.score_code import CodeArgs, record_code
 from hfstack.evidence.score_judge import JudgeArgs
 from hfstack.evidence.score_language import load_causal_scorer, load_masked_scorer
 from hfstack.evidence.score_record import (
-    describe,
+    describe_score,
     record_comparison,
     record_groups,
     record_judgements,
@@ -142,7 +142,7 @@ def main(
         # evaluate
         ours, *theirs = [scorer.score(rows) for scorer in scorers]
         metrics |= record_rows(run, ours, rows, group_column=group)
-        lines.append(describe(ours, len(rows)))
+        lines.append(describe_score(ours, len(rows)))
         if group is not None:
             found, line = record_groups(run, ours, rows, group)
             metrics, lines = metrics | found, [*lines, line]

@@ -26,7 +26,11 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.seq2seq import model as encoder_decoder
-from hfstack.tasks.seq2seq.data import collate_pairs, encode_sources_and_targets, load_pairs
+from hfstack.tasks.seq2seq.data import (
+    collate_pairs,
+    encode_sources_and_targets,
+    load_sources_and_targets,
+)
 from hfstack.tasks.seq2seq.metrics import (
     TEXT_SCORES,
     check_metrics,
@@ -94,7 +98,7 @@ def main(
         # data
         columns = (args.source_column, args.target_column)
         quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        pairs, inputs = load_pairs(
+        pairs, inputs = load_sources_and_targets(
             data_args, columns, quarantine_file=quarantine, row_counts=counts
         )
         run.record_inputs(model_args.model_name_or_path, args.tokenizer_name_or_path, **inputs)

@@ -26,7 +26,7 @@ from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
-from hfstack.tasks.sft.encoding import encode_questions, prompts_with_references
+from hfstack.tasks.sft.encoding import encode_user_texts, prompts_with_references
 from hfstack.tasks.shared.probe_settings import ProbeArgs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
@@ -123,7 +123,7 @@ def main(
             limit=max(sft_args.answer_rows, 3),
             longest=context - longest if context is not None else None,
         )
-        own = encode_questions(sft_args.sample_prompts, tokenizer, chat=chat)
+        own = encode_user_texts(sft_args.sample_prompts, tokenizer, chat=chat)
         shown = own or [prompt for prompt, _ in asked[:3]]
 
         # trainer

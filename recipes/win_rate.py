@@ -18,7 +18,7 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs
 from hfstack.diagnosis.win_rate import (
     PairJudge,
-    describe_answers,
+    answer_statistics,
     judge_both_orders,
     judge_by_score,
     length_controlled_win_rate,
@@ -127,7 +127,7 @@ def main(
         metrics: dict[str, float] = {"prompts": len(prompts)} | rate.named("win_rate")
         metrics |= controlled.named("win_rate_length_controlled") | judged.counts()
         for prefix, answers in {"": ours, "reference_": theirs}.items():
-            metrics |= describe_answers(answers, prefix=prefix)
+            metrics |= answer_statistics(answers, prefix=prefix)
             metrics[f"{prefix}perplexity_under_reference"] = perplexity_of_answers(
                 reference,
                 tokenizer,

@@ -22,7 +22,7 @@ from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
 from hfstack.tasks.retrieval.rows import RowsArgs, load_text_pairs
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tasks.seq2seq.data import load_pairs
+from hfstack.tasks.seq2seq.data import load_sources_and_targets
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 from hfstack.tasks.token_classification.data import load_sentences
 
@@ -258,7 +258,7 @@ def read_translations(data: DataArgs, settings: dict[str, Any]) -> dict[str, Row
     args = settings["Seq2SeqArgs"]
     assert args.source_prefix == "", "the YAML's prefix belongs to its own data"
     names = (args.source_column, args.target_column)
-    pairs, _ = load_pairs(data, names, quarantine_file=Path("bad.jsonl"))
+    pairs, _ = load_sources_and_targets(data, names, quarantine_file=Path("bad.jsonl"))
     return {
         name: [{names[0]: one.source, names[1]: one.targets[0]} for one in rows]
         for name, rows in pairs.items()

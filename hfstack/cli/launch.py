@@ -27,7 +27,7 @@ _TORCHRUN = "torch.distributed.run"
 # on one node: see its docstring
 _LOOPBACK = [sys.executable, "-m", "hfstack.cli.loopback"]
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-_TRAINERS = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
+_TRAINER_PACKAGES = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
 _TRUE_WORDS = ("true", "1", "yes", "y", "t")  # those of transformers' parser
 
 
@@ -301,7 +301,7 @@ def trains_a_model(recipe: Path) -> bool:
             return True
         # trl's ModelConfig names the model, and almost every recipe takes it.
         is_config = name.endswith("Config") and name != "ModelConfig"
-        return is_config and origin.get(name, "").startswith(_TRAINERS)
+        return is_config and origin.get(name, "").startswith(_TRAINER_PACKAGES)
 
     annotations = [argument.annotation for argument in main.args.args if argument.annotation]
     return any(is_training(ast.unparse(annotation)) for annotation in annotations)

@@ -97,7 +97,7 @@ def execute(launch: Launch) -> Ending:
             )
 
         stop.watch(process, launch.launcher)
-        code = _wait(process, screen)
+        code = _wait_for_launcher(process, screen)
         stop.wait_for_workers()
         written = _read_run(run_file) if _file_stamp(run_file) != before else {}
         ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
@@ -340,7 +340,7 @@ def _is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def _wait(process: "_Process", screen: _Screen | None) -> int:
+def _wait_for_launcher(process: "_Process", screen: _Screen | None) -> int:
     """Wait for the end of a process, showing its output meanwhile."""
     while screen is not None:
         code = process.poll()

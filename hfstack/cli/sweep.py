@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hfstack.cli.supervise import say
-from hfstack.drawing.measures import describe, most_telling
+from hfstack.drawing.measures import describe_measure, most_telling
 from hfstack.errors import ConfigError
 from hfstack.runs.checkpoint_files import newest_checkpoint
 from hfstack.runs.record import RUN_FILE, read_run
@@ -82,7 +82,7 @@ def run_sweep(
     for place in places:
         record = read_run(place)
         name = next(iter(most_telling(record.metrics, record.recipe)), None)
-        result = describe(name, record.metrics, record.recipe) if name else "no results"
+        result = describe_measure(name, record.metrics, record.recipe) if name else "no results"
         say(f"{place.name:<{width}}  {result}")
     return code
 

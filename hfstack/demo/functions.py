@@ -30,7 +30,7 @@ class _Step:
     do: Callable[[Any], Any]
 
 
-_NUMBER: list[Callable[[int], _Step]] = [
+_NUMBER_STEPS: list[Callable[[int], _Step]] = [
     lambda n: _Step(f"add {n}", f"x = x + {n}", lambda x: x + n),
     lambda n: _Step(f"subtract {n}", f"x = x - {n}", lambda x: x - n),
     lambda n: _Step(f"multiply by {n}", f"x = x * {n}", lambda x: x * n),
@@ -41,7 +41,7 @@ _NUMBER: list[Callable[[int], _Step]] = [
 ]
 
 # of lists of whole numbers
-_LIST: list[Callable[[int], _Step]] = [
+_LIST_STEPS: list[Callable[[int], _Step]] = [
     lambda n: _Step(f"add {n} to each", f"x = [y + {n} for y in x]", lambda x: [y + n for y in x]),
     lambda n: _Step(
         f"multiply each by {n}", f"x = [y * {n} for y in x]", lambda x: [y * n for y in x]
@@ -60,7 +60,7 @@ _LIST: list[Callable[[int], _Step]] = [
 ]
 
 # of texts
-_TEXT: list[Callable[[int], _Step]] = [
+_TEXT_STEPS: list[Callable[[int], _Step]] = [
     lambda n: _Step("reverse it", "x = x[::-1]", lambda x: x[::-1]),
     lambda n: _Step("make it upper case", "x = x.upper()", lambda x: x.upper()),
     lambda n: _Step(f"keep the first {n} letters", f"x = x[:{n}]", lambda x: x[:n]),
@@ -72,7 +72,7 @@ _INPUTS: dict[str, Sequence[Any]] = {
     "numbers": ([], [4, -2, 9], [1, 2, 3, 4, 5, 6], [8, 8, -3, 10, 0, 7]),
     "text": ("", "a", "river", "Cloudberry"),
 }
-_STEPS = {"number": _NUMBER, "numbers": _LIST, "text": _TEXT}
+_STEPS_BY_KIND = {"number": _NUMBER_STEPS, "numbers": _LIST_STEPS, "text": _TEXT_STEPS}
 
 
 def functions(seed: int, count: int, *, test: bool = False) -> Iterator[dict[str, str]]:
@@ -86,9 +86,9 @@ def functions(seed: int, count: int, *, test: bool = False) -> Iterator[dict[str
     """
     for index in range(count):
         draw = random.Random(f"{seed} {index} {test}")
-        row = _function(draw, index)
+        row = _draw_function(draw, index)
         while _is_test(row["prompt"]) != test:
-            row = _function(draw, index)
+            row = _draw_function(draw, index)
         yield row
 
 
@@ -97,11 +97,12 @@ def _is_test(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 10 == 0
 
 
-def _function(draw: random.Random, index: int) -> dict[str, str]:
+def _draw_function(draw: random.Random, index: int) -> dict[str, str]:
     """Return one row."""
-    kind = draw.choice(sorted(_STEPS))
+    kind = draw.choice(sorted(_STEPS_BY_KIND))
     steps = [
-        draw.choice(_STEPS[kind])(draw.randint(2, 9)) for _ in range(draw.choice((1, 2, 2, 3)))
+        draw.choice(_STEPS_BY_KIND[kind])(draw.randint(2, 9))
+        for _ in range(draw.choice((1, 2, 2, 3)))
     ]
     words = ", then ".join(step.words for step in steps)
     prompt = f'def solve(x):\n    """Take a {kind}: {words}."""\n'.replace(

@@ -69,7 +69,7 @@ def check_policies(
 
         # what the run logged while it trained
         rose, reward = _reward(run)
-        moved, divergence = _kl(run, kl_budget_nats)
+        moved, divergence = _check_kl(run, kl_budget_nats)
         found += [reward, divergence, *_step_size(run), *_check_entropy(run), *_critic(run)]
         found += [*_signal(run), *_drift(run), *_gold_curve(run, gold)]
 
@@ -148,7 +148,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
     )
 
 
-def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
+def _check_kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     """Check how far the policy is from the model that it started from."""
     values = series(run, _KL)
     if not values:

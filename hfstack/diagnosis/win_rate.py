@@ -194,7 +194,7 @@ def load_and_answer(
     return model, tokenizer, ids, answers
 
 
-def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
+def answer_statistics(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
     """Return mean lengths, share that ended, distinct-1 and distinct-2, keys prefixed."""
     count, texts = len(answers), [one.completion for one in answers]
     numbers = {

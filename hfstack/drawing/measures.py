@@ -221,7 +221,7 @@ def range_of(name: str, metrics: Mapping[str, float]) -> str:
     return " to ".join(metric(name, bound).text for bound in bounds)
 
 
-def describe(name: str, metrics: Mapping[str, float], recipe: str) -> str:
+def describe_measure(name: str, metrics: Mapping[str, float], recipe: str) -> str:
     """Return `accuracy 91.2 % (88.0 to 93.7)`: a metric with its unit and interval."""
     figure, bounds = figure_of(name, metrics, recipe), range_of(name, metrics)
     # In a line of results all are of held-out rows; only a loss could be the training's too.

@@ -39,7 +39,7 @@ class _Query:
     labels: list[int]
 
 
-def score_pairs(
+def score_sentence_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str]],
@@ -92,7 +92,7 @@ def score_pairs(
     return _in_twos(_add_up(model, tokenizer, queries, len(texts), batch_size, masked=True))
 
 
-def score_answers(
+def score_choices(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[str],

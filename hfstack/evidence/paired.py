@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from hfstack.errors import DataError
 
-Array = numpy.ndarray[Any, Any]
-Score = Callable[[Array], dict[str, float]]
+Score = Callable[[NDArray[Any]], dict[str, float]]
 
 FEWEST_ROWS = 10
 
@@ -125,7 +125,7 @@ def paired_differences(
     return found
 
 
-def _cluster_members(groups: Sequence[Hashable] | None, rows: int) -> Sequence[Array]:
+def _cluster_members(groups: Sequence[Hashable] | None, rows: int) -> Sequence[NDArray[Any]]:
     """Return the rows of each group, in the order in which groups first come."""
     if groups is None:
         return numpy.arange(rows).reshape(-1, 1)  # pyright: ignore[reportReturnType]

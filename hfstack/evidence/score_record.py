@@ -120,7 +120,7 @@ def record_judgements(
     return metrics | judge.metrics(), line
 
 
-def describe(scored: Scored, rows: int) -> str:
+def describe_score(scored: Scored, rows: int) -> str:
     """Return the main metric with its interval and its baseline, in a line."""
     name = scored.main
     measured = scored.metrics | {k.removeprefix("eval_"): v for k, v in scored.metrics.items()}

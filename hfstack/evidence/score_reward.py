@@ -86,19 +86,19 @@ def _find_places(
     found: dict[str, int] = {}
     for place, row in enumerate(rows.to_list()):
         sides = [row.get(columns.chosen_column), row.get(columns.rejected_column)]
-        texts = [_plain(value) for value in sides if value is not None]
-        for key in ("\n".join(texts), _plain(row.get(columns.prompt_column) or "")):
+        texts = [_last_text(value) for value in sides if value is not None]
+        for key in ("\n".join(texts), _last_text(row.get(columns.prompt_column) or "")):
             found.setdefault(key, place)
 
     places: list[int] = []
     for pair in pairs:
-        texts = [_plain(pair[side]) for side in ("chosen", "rejected")]
+        texts = [_last_text(pair[side]) for side in ("chosen", "rejected")]
         key = "\n".join(texts)
-        places.append(found.get(key, found.get(_plain(pair["prompt"]), 0)))
+        places.append(found.get(key, found.get(_last_text(pair["prompt"]), 0)))
     return places
 
 
-def _plain(value: Any) -> str:
+def _last_text(value: Any) -> str:
     """Return the last turn of an answer, which is the same however its row was read."""
     if isinstance(value, str):
         try:

@@ -12,7 +12,7 @@ from hfstack.errors import ConfigError
 from hfstack.evidence.fewshot import FewShotTask, load_task_rows, load_task_scorer, read_task
 from hfstack.evidence.harness import harness_metrics, harness_version, run_harness
 from hfstack.evidence.score_compare import compare
-from hfstack.evidence.score_record import describe
+from hfstack.evidence.score_record import describe_score
 from hfstack.evidence.scored import Scored, scored_kind
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run
@@ -83,7 +83,7 @@ def record_tasks(
     lines: list[str] = []
     for task, scored in zip(tasks, ours, strict=True):
         metrics |= _named(task, scored.metrics)
-        lines.append(f"{task.name}: {describe(scored, len(scored.places))}")
+        lines.append(f"{task.name}: {describe_score(scored, len(scored.places))}")
         _write_answers_of_tasks(run, task, scored)
 
     found, table = harness_metrics(harness) if harness else ({}, [])

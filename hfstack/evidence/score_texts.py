@@ -17,7 +17,7 @@ from hfstack.tasks.seq2seq.data import (
     Pair,
     collate_pairs,
     encode_sources_and_targets,
-    read_pairs,
+    read_sources_and_targets,
 )
 from hfstack.tasks.seq2seq.metrics import check_metrics, decode_texts, score_texts
 from hfstack.tasks.seq2seq.model import (
@@ -49,7 +49,7 @@ def load_text_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
     columns = (how.text_column or info.get("source_column", "source"), how.label("target"))
 
     def score(rows: Dataset) -> Scored:
-        pairs = read_pairs(rows, columns, name="eval")
+        pairs = read_sources_and_targets(rows, columns, name="eval")
         held = encode_sources_and_targets(
             pairs,
             tokenizer,

@@ -15,8 +15,8 @@ from hfstack.feedback.export import JudgedItem, Vote
 from hfstack.feedback.kinds import Item, read_verdict
 from hfstack.tasks.preferences.rows import answer_text
 
-_THUMBS = {True: "good", False: "bad", None: "neither"}
-_LABELS = {name: label for label, name in _THUMBS.items()}
+_THUMB_NAMES = {True: "good", False: "bad", None: "neither"}
+_LABELS = {name: label for label, name in _THUMB_NAMES.items()}
 
 
 def to_label_studio(
@@ -63,7 +63,7 @@ def _to_results(kind: str, verdict: dict[str, Any]) -> list[dict[str, Any]]:
         side = result("pairwise", {"selected": ("left", "right")[choice]})
         return [side, result("rating", {"rating": verdict["strength"]}, name="strength")]
     if kind == "thumbs":
-        return [result("choices", {"choices": [_THUMBS[verdict["label"]]]})]
+        return [result("choices", {"choices": [_THUMB_NAMES[verdict["label"]]]})]
     if kind == "ratings":
         return [
             result("rating", {"rating": value}, name=scale)
@@ -120,7 +120,7 @@ def _to_responses(kind: str, verdict: dict[str, Any]) -> dict[str, Any]:
         ranked = enumerate(verdict["ranks"], 1)
         return {"ranking": [{"value": f"response{n}", "rank": rank} for n, rank in ranked]}
     if kind == "thumbs":
-        return {"thumb": _THUMBS[verdict["label"]]}
+        return {"thumb": _THUMB_NAMES[verdict["label"]]}
     if kind == "ratings":
         return dict(verdict["scales"])
     return {"correction": verdict["text"]}

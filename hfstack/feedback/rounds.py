@@ -88,7 +88,7 @@ def describe_rounds(folder: str | Path, rounds: int) -> str:
     return "\n".join([*shown, "", verdict_of_rounds(found)])
 
 
-def before_and_after(folder: str | Path, rounds: int, *, tasks: int = 3) -> str:
+def compare_rounds(folder: str | Path, rounds: int, *, tasks: int = 3) -> str:
     """Return the first tasks of the last win rate, as both policies answer them."""
     path = Path(folder) / f"win_rate{rounds}" / "answers.jsonl"
     with path.open(encoding="utf-8") as file:

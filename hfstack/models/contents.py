@@ -71,7 +71,7 @@ def _names(mapping: Mapping[Any, Any]) -> frozenset[str]:
 
 
 @functools.cache
-def _listed() -> tuple[tuple[ModelKind, frozenset[str]], ...]:
+def _classes_by_kind() -> tuple[tuple[ModelKind, frozenset[str]], ...]:
     """Return transformers' own lists of classes; the first that holds a name counts.
 
     XLM's one class is in two of them.
@@ -204,7 +204,7 @@ def kind_of_architecture(architecture: str) -> ModelKind:
     for ending, kind in _BY_ENDING.items():
         if architecture.endswith(ending):
             return kind
-    for kind, names in _listed():
+    for kind, names in _classes_by_kind():
         if architecture in names:
             return kind
     for ending, kind in _BY_VAGUE_ENDING.items():

@@ -26,7 +26,7 @@ _ROWS, _TOKENS = 2, 6
 # Factors of the head's output: far below any soft cap, and far beyond it.
 _SMALL, _LARGE = 1e-3, 1e6
 _EXACT = 1e-5  # a scale that differs less from 1 is rounding
-_SAME = 1e-4  # what is equal may differ by this share in another order of sums
+_ROUNDING_SHARE = 1e-4  # what is equal may differ by this share in another order of sums
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _chains(
     if read.shape == hidden.shape:
         # a scale before the embedding is one behind it, where there is no bias
         factor = float((hidden.float() * read).sum() / (hidden.float() ** 2).sum())
-        if relative_difference(hidden.float() * factor, read.float()) <= _SAME:
+        if relative_difference(hidden.float() * factor, read.float()) <= _ROUNDING_SHARE:
             yield (last,), 1.0 if abs(factor - 1) < _EXACT else factor
 
     inside = set(body_of(model).modules())
@@ -145,7 +145,7 @@ def _chains(
         if (
             returned is not None
             and returned.shape == read.shape
-            and relative_difference(returned.float(), read.float()) <= _SAME
+            and relative_difference(returned.float(), read.float()) <= _ROUNDING_SHARE
         ):
             yield (name, last), 1.0
     for name, _ in outside:

@@ -19,7 +19,7 @@ Phase = dict[str, int]
 """Bytes at the highest moment of a phase, by what they are for."""
 
 
-def shorten(config: PreTrainedConfig, layers: int) -> PreTrainedConfig | None:
+def keep_first_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig | None:
     """Return the config with so many layers, or None where its layers may differ.
 
     A setting of each layer, such as `layer_types`, is a list: equal entries are cut, others would

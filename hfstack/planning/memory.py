@@ -42,7 +42,7 @@ from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.output_head import OutputHead
 from hfstack.models.sequence_head import register_classifier
-from hfstack.planning.by_layers import SHALLOW, Phase, find_layers, scale, shorten
+from hfstack.planning.by_layers import SHALLOW, Phase, find_layers, keep_first_layers, scale
 
 StepTask = Literal[
     "causal_lm",
@@ -265,7 +265,9 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
 
 def _scaled_phases(config: PreTrainedConfig, step: TrainingStep) -> list[Phase] | None:
     """Return the phases of a deep model of equal layers, or None for any other."""
-    shallow = [short for layers in SHALLOW if (short := shorten(config, layers)) is not None]
+    shallow = [
+        short for layers in SHALLOW if (short := keep_first_layers(config, layers)) is not None
+    ]
     if len(shallow) < len(SHALLOW):
         return None
     # A number in a config may make single layers differ, which the deep model alone shows.

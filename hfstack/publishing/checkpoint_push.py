@@ -22,7 +22,7 @@ from hfstack.publishing.hub import (
     HubRepo,
     check_pushed,
     find_token,
-    head_of,
+    head_commit,
     owner_of,
     prepare_repo,
     push,
@@ -113,7 +113,7 @@ class CheckpointPush:
         items = [make_item(name, path) for name, path in files.items()]
         refuse_secrets(items, known_secrets())
 
-        message, parent = f"Checkpoint {folder.name}", head_of(self.target)
+        message, parent = f"Checkpoint {folder.name}", head_commit(self.target)
         sha = push(self.target, items, parent=parent, message=message)
         check_pushed(self.target, items, sha)
         branch, url = self.target.branch, self.target.url

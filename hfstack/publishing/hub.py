@@ -31,7 +31,7 @@ from hfstack.errors import CheckpointError, ConfigError, HubError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import PICKLES, FileToPublish
 from hfstack.publishing.hub_errors import (
-    describe,
+    as_hub_error,
     is_network,
     is_transient,
     retry_after_s,
@@ -164,10 +164,10 @@ def _whoami(endpoint: str, token: str, *, url: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{endpoint} does not know this token: check HF_TOKEN, or run `hf auth login` again"
             ) from None
-        raise describe(error, url, endpoint) from error
+        raise as_hub_error(error, url, endpoint) from error
 
 
-def head_of(target: HubRepo) -> str:
+def head_commit(target: HubRepo) -> str:
     """Return the commit that the branch is at.
 
     Raises:
@@ -178,7 +178,7 @@ def head_of(target: HubRepo) -> str:
     except Exception as error:
         if not is_network(error):
             raise
-        raise describe(error, target.url, target.endpoint) from error
+        raise as_hub_error(error, target.url, target.endpoint) from error
 
 
 def prepare_repo(target: HubRepo) -> str:
@@ -210,7 +210,7 @@ def prepare_repo(target: HubRepo) -> str:
     except (ConfigError, HubError):
         raise
     except Exception as error:
-        raise describe(error, target.url, target.endpoint) from error
+        raise as_hub_error(error, target.url, target.endpoint) from error
 
 
 def _find_or_create(target: HubRepo) -> Any:
@@ -337,7 +337,7 @@ def push(
                         "this was being pushed; nothing of this push is visible: look at the "
                         "change, then push again"
                     ) from None
-                described = describe(error, target.url, target.endpoint)
+                described = as_hub_error(error, target.url, target.endpoint)
                 if wait_s is None or not is_transient(error):
                     raise described from error
 
@@ -428,7 +428,7 @@ def _list_files(target: HubRepo, revision: str) -> dict[str, Any]:
     except Exception as error:
         if not is_network(error):
             raise
-        raise describe(error, target.url, target.endpoint) from error
+        raise as_hub_error(error, target.url, target.endpoint) from error
 
 
 def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
@@ -441,7 +441,7 @@ def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
     except Exception as error:
         if not is_network(error):
             raise
-        raise describe(error, target.url, target.endpoint) from error
+        raise as_hub_error(error, target.url, target.endpoint) from error
 
 
 def _find_landed_commit(target: HubRepo, items: Sequence[FileToPublish], parent: str) -> str | None:

@@ -66,7 +66,7 @@ def retry_after_s(error: BaseException) -> float:
     return 0.0
 
 
-def describe(error: BaseException, url: str, endpoint: str) -> HubError:
+def as_hub_error(error: BaseException, url: str, endpoint: str) -> HubError:
     """Return a failure as one line that names the place and what to do."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return HubError(f"{url} is out of reach, because HF_HUB_OFFLINE is set: unset it")

@@ -20,7 +20,7 @@ from hfstack.publishing.files import (
 )
 from hfstack.publishing.folder import folder_of, names_folder
 from hfstack.publishing.hub import HubRepo, check_name, transport
-from hfstack.publishing.hub_errors import describe, is_network
+from hfstack.publishing.hub_errors import as_hub_error, is_network
 from hfstack.publishing.staging import CARD, RUNS, read_publication
 from hfstack.runs.record_forms import Publication, read_published_runs
 from hfstack.runs.rendering import PUBLICATION
@@ -67,7 +67,7 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
     # Neither a model nor a dataset was found: report the first failure.
     assert error is not None
     token = "" if get_token() else "; there is no token here: set HF_TOKEN, or run `hf auth login`"
-    described = describe(error, f"{endpoint}/{repo} at {revision}", endpoint)
+    described = as_hub_error(error, f"{endpoint}/{repo} at {revision}", endpoint)
     raise HubError(f"{described}{token}") from error
 
 

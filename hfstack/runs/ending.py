@@ -2,7 +2,7 @@
 
 import shlex
 
-from hfstack.drawing.measures import describe, most_telling
+from hfstack.drawing.measures import describe_measure, most_telling
 from hfstack.runs.record import RunRecord
 
 _SHOWN_RESULTS = 3
@@ -33,7 +33,7 @@ def describe_ending(record: RunRecord) -> str:
     """Return a line each for what is saved, the results, the page, the next command."""
     run = shlex.quote(record.output_dir)
     names = most_telling(record.metrics, record.recipe)[:_SHOWN_RESULTS]
-    results = [describe(name, record.metrics, record.recipe) for name in names]
+    results = [describe_measure(name, record.metrics, record.recipe) for name in names]
 
     # A recipe that makes a page of its own lists it; of others the report is one.
     own = [path for path in record.artifacts.values() if path.endswith(".html")]

@@ -343,7 +343,7 @@ def _describe_files(
     def describe(path: Path) -> dict[str, Any] | None:
         try:
             return retry_reading(
-                lambda: _describe(path, earlier.get(str(path))), path, raises=CheckpointError
+                lambda: _describe_file(path, earlier.get(str(path))), path, raises=CheckpointError
             )
         except OSError as error:
             # It was deleted between two looks.
@@ -361,7 +361,7 @@ def _describe_files(
     ]
 
 
-def _describe(path: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+def _describe_file(path: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return path, size and digest of a file, and of a large one its stamp."""
     if path.name == RUN_FILE:
         return _describe_run(path)

@@ -34,7 +34,7 @@ INCOMPLETE = "checkpoint-is-incomplete.txt"
 STATE = "trainer_state.json"
 # upstream writes it beside each model: every setting is in it, tokens among them, in clear
 PICKLED_SETTINGS = "training_args.bin"
-_SCHEMA = 1
+_MANIFEST_SCHEMA = 1
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
@@ -68,7 +68,7 @@ def write_manifest(
         flush_to_disk(folder)
 
     manifest = {
-        "schema": _SCHEMA,
+        "schema": _MANIFEST_SCHEMA,
         "step": step,
         "world_size": world_size,
         "settings": settings or {},
@@ -104,9 +104,9 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
 
     # Raised, because what is returned as damage would be set aside.
-    if schema > _SCHEMA:
+    if schema > _MANIFEST_SCHEMA:
         raise CheckpointError(
-            f"{file} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+            f"{file} has schema {schema}, this hfstack reads {_MANIFEST_SCHEMA}: upgrade hfstack"
         )
 
     files, settings = values.get("files"), values.get("settings", {})

@@ -30,7 +30,7 @@ _CAPABILITIES_3 = 0x20080522
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin")
 _WORK = "work"  # the program's own folder, inside its root
-_POLL_S = 0.005
+_WAIT_S = 0.005
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -136,7 +136,7 @@ def _kill_descendants() -> None:
         with suppress(OSError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        time.sleep(_POLL_S)
+        time.sleep(_WAIT_S)
 
 
 def _processes() -> list[tuple[int, int]]:
@@ -150,18 +150,18 @@ def _processes() -> list[tuple[int, int]]:
     return found
 
 
-def _wait(pid: int, seconds: float) -> int | None:
+def _wait_for_child(pid: int, seconds: float) -> int | None:
     """Return the status of a child that ends in time, else None."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
-        time.sleep(_POLL_S)
+        time.sleep(_WAIT_S)
     return None
 
 
-def _describe(status: int | None, seconds: float) -> str:
+def _describe_exit(status: int | None, seconds: float) -> str:
     """Return how a program ended that has reported nothing."""
     if status is None:
         return f"failed: still running after {seconds:g} s"
@@ -185,7 +185,7 @@ def main() -> None:
     if first == 0:
         _be_first(asked, reader, writer)
     os.close(writer)
-    status = _wait(first, asked["seconds"])
+    status = _wait_for_child(first, asked["seconds"])
     with suppress(OSError):
         os.kill(first, signal.SIGKILL)
     _kill_descendants()
@@ -193,7 +193,7 @@ def main() -> None:
     said = b""
     with suppress(BlockingIOError):
         said = os.read(reader, 1000)
-    text = said.decode(errors="replace") or _describe(status, asked["seconds"])
+    text = said.decode(errors="replace") or _describe_exit(status, asked["seconds"])
     os.write(1, text.encode())
 
 

@@ -104,7 +104,8 @@ def minimise(
     lower it by less than `tolerance` of itself.
 
     Args:
-        objective: see `BatchedObjective`; the second argument lets each problem have data of its own.
+        objective: see `BatchedObjective`; by the second argument each problem can have data of its
+            own.
         starts: (S, P).
         iterations: most steps a problem.
         tolerance: relative.

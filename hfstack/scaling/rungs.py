@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 FLOPS_PER_PARAMETER_TOKEN = 6.0
 """C = 6ND: a multiply and an add a parameter in the forward, twice that in the backward (Kaplan et
 al. 2020, 2.1)."""
-_SAME = 1.05  # sizes or token counts within 5 % are one step of a ladder
+_SAME_RUNG_RATIO = 1.05  # sizes or token counts within 5 % are one step of a ladder
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def step_starts(values: FloatArray) -> list[float]:
     """Return the smallest value of each step, in rising order."""
     starts: list[float] = []
     for value in np.sort(values):
-        if not starts or value > starts[-1] * _SAME:
+        if not starts or value > starts[-1] * _SAME_RUNG_RATIO:
             starts.append(float(value))
     return starts
 

@@ -138,12 +138,12 @@ def _scoring_forward(model: Any, temperature: float) -> Any:
         items = inputs.pop("num_items_in_batch", None)
         outputs = forward(*args, **inputs | {"use_cache": False})
         logits = outputs.logits[:, :-1].float() / temperature  # (B, T - 1, V)
-        return _scores(logits, labels[:, 1:], items, getattr(outputs, "aux_loss", None))
+        return _token_scores(logits, labels[:, 1:], items, getattr(outputs, "aux_loss", None))
 
     return scoring_forward
 
 
-def _scores(
+def _token_scores(
     logits: Tensor, targets: Tensor, items: Tensor | int | None, router_loss: Tensor | None
 ) -> FusedCausalLMOutput:
     """Return what TRL asks of a head: each field 0 where no label is scored.

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hfstack.drawing.measures import describe, most_telling
+from hfstack.drawing.measures import describe_measure, most_telling
 from hfstack.drawing.numbers import compact
 from hfstack.logs import get_logger
 from hfstack.progress import LINE_EVERY_S, describe_progress, round_span
@@ -171,7 +171,7 @@ class ShowProgress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         names = most_telling(logs)[:_SHOWN_NUMBERS]
-        text = ", ".join(describe(name, logs, recipe="") for name in names)
+        text = ", ".join(describe_measure(name, logs, recipe="") for name in names)
         if text:
             logger.info("evaluated at step %s: %s", f"{state.global_step:,}", text)
 

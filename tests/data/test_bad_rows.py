@@ -14,7 +14,7 @@ from hfstack.row_counts import RowCounts
 from hfstack.tasks.question_answering.data import read_questions
 from hfstack.tasks.retrieval.rows import RowsArgs, load_text_pairs
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tasks.seq2seq.data import load_pairs
+from hfstack.tasks.seq2seq.data import load_sources_and_targets
 from hfstack.tasks.token_classification.data import load_sentences
 
 Load = Callable[[DataArgs, Path, RowCounts], Any]
@@ -27,7 +27,9 @@ def load_retrieval(args: DataArgs, quarantine: Path, counts: RowCounts) -> Any:
 
 def load_translations(args: DataArgs, quarantine: Path, counts: RowCounts) -> Any:
     columns = ("source", "target")
-    return load_pairs(args, columns, quarantine_file=quarantine, row_counts=counts)[0]["train"]
+    return load_sources_and_targets(args, columns, quarantine_file=quarantine, row_counts=counts)[
+        0
+    ]["train"]
 
 
 def load_tags(args: DataArgs, quarantine: Path, counts: RowCounts) -> Any:

@@ -17,7 +17,7 @@ from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tasks.seq2seq.data import load_pairs
+from hfstack.tasks.seq2seq.data import load_sources_and_targets
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 from hfstack.tasks.token_classification.data import load_sentences
 
@@ -48,7 +48,9 @@ def answer(args: DataArgs) -> list[Any]:
 
 
 def seq2seq(args: DataArgs) -> list[Any]:
-    pairs, _ = load_pairs(args, ("source", "target"), quarantine_file=Path("bad.jsonl"))
+    pairs, _ = load_sources_and_targets(
+        args, ("source", "target"), quarantine_file=Path("bad.jsonl")
+    )
     return [(one.source, *one.targets) for one in pairs["train"]]
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.diagnosis.win_rate import (
-    describe_answers,
+    answer_statistics,
     distinct,
     judge_both_orders,
     judge_by_score,
@@ -150,7 +150,7 @@ def test_distinct_by_hand() -> None:
 
 def test_answers_are_described() -> None:
     answers = [Completion("p", "a b", 3, True), Completion("p", "b b b", 5, False)]
-    assert describe_answers(answers, prefix="x_") == {
+    assert answer_statistics(answers, prefix="x_") == {
         "x_answer_characters": 4.0,
         "x_answer_tokens": 4.0,
         "x_ended_share": 0.5,

@@ -19,7 +19,7 @@ from hfstack.evidence.bias_metrics import (
     pair_metrics,
     winogender_metrics,
 )
-from hfstack.evidence.bias_scores import score_answers, score_pairs
+from hfstack.evidence.bias_scores import score_choices, score_sentence_pairs
 from hfstack.evidence.bias_sets import (
     BiasQuestion,
     SentencePair,
@@ -83,7 +83,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 def test_pseudo_likelihoods_equal_an_independent_implementation(bert, kind: Any) -> None:
     model, tokenizer = bert
     pairs = make_pairs(50)
-    found = score_pairs(model, tokenizer, pairs, masked=True, pseudo_likelihood=kind)
+    found = score_sentence_pairs(model, tokenizer, pairs, masked=True, pseudo_likelihood=kind)
     expected = [by_hand(model, tokenizer, pair, kind == "within_word") for pair in pairs]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
@@ -94,7 +94,7 @@ def test_masks_of_a_word_change_the_score(bert) -> None:
     model, tokenizer = bert
     pairs = make_pairs(8)
     both = [
-        score_pairs(model, tokenizer, pairs, masked=True, pseudo_likelihood=kind)
+        score_sentence_pairs(model, tokenizer, pairs, masked=True, pseudo_likelihood=kind)
         for kind in ("within_word", "original")
     ]
     assert both[0] != both[1]
@@ -115,7 +115,7 @@ def test_sentences_of_real_data_equal_an_independent_implementation(shared_data:
         with torch.no_grad():
             scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         expected.append(sum(float(scores[at, token]) for at, token in enumerate(ids[1:])))
-    found = score_pairs(model, tokenizer, pairs, masked=False)
+    found = score_sentence_pairs(model, tokenizer, pairs, masked=False)
     flat = [value for pair in found for value in pair]
     assert flat == pytest.approx(expected, abs=1e-3)
 
@@ -128,7 +128,7 @@ def test_answers_are_scored_behind_their_question(bert, tiny_llama: Path, masked
         model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
         tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     question, answers = "Who found the ball?\nAnswer:", ["The fox", "The owl and the rabbit"]
-    ((first, second),) = score_answers(model, tokenizer, [question], [answers], masked=masked)
+    ((first, second),) = score_choices(model, tokenizer, [question], [answers], masked=masked)
 
     for answer, found in ((answers[0], first), (answers[1], second)):
         text, behind = f"{question} {answer}", len(question)
@@ -319,8 +319,8 @@ def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[dict[str, Any]], me
 def test_sentences_that_cannot_be_scored(bert, tiny_tokenizer) -> None:
     model, tokenizer = bert
     with pytest.raises(DataError, match="pair 1 has .* tokens, and the model reads 64"):
-        score_pairs(model, tokenizer, [("fox " * 70, "owl")], masked=True)
+        score_sentence_pairs(model, tokenizer, [("fox " * 70, "owl")], masked=True)
     with pytest.raises(ConfigError, match="has no mask token"):
-        score_pairs(model, tiny_tokenizer, [("fox", "owl")], masked=True)
+        score_sentence_pairs(model, tiny_tokenizer, [("fox", "owl")], masked=True)
     with pytest.raises(DataError, match="pair 1 shares no token"):
-        score_pairs(model, tokenizer, [("fox", "owl")], masked=True)
+        score_sentence_pairs(model, tokenizer, [("fox", "owl")], masked=True)

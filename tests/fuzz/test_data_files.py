@@ -30,7 +30,7 @@ from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.question_answering.data import read_questions
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tasks.seq2seq.data import read_pairs
+from hfstack.tasks.seq2seq.data import read_sources_and_targets
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import encode_usable_rows
 from hfstack.tasks.token_classification.data import read_sentences
@@ -177,7 +177,7 @@ def _load_tags(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
 
 def _load_pairs(args: DataArgs, tokenizer: Any, folder: Path) -> Any:
     columns = ("translation.en", "translation.de")
-    return read_pairs(
+    return read_sources_and_targets(
         load_splits(args)["train"], columns, name="train", bad_rows=BadRows(args.on_bad_row)
     )
 

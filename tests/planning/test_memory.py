@@ -9,7 +9,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, 
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.models.counting import count_parameters, flops_per_token
-from hfstack.planning.by_layers import shorten
+from hfstack.planning.by_layers import keep_first_layers
 from hfstack.planning.memory import (
     StepTask,
     TrainingStep,
@@ -231,7 +231,7 @@ def test_unequal_layers_are_traced_whole() -> None:
     types = ["full_attention"] * 9 + ["sliding_attention"]
     config = llama(num_hidden_layers=10)
     config.layer_types = types
-    assert shorten(config, 3) is None
+    assert keep_first_layers(config, 3) is None
     config.layer_types = types[:1] * 10
-    assert shorten(config, 3).layer_types == types[:3]  # pyright: ignore
-    assert shorten(llama(num_hidden_layers=7), 3) is None
+    assert keep_first_layers(config, 3).layer_types == types[:3]  # pyright: ignore
+    assert keep_first_layers(llama(num_hidden_layers=7), 3) is None

@@ -293,11 +293,11 @@ def _filled_lines(text: str) -> Iterator[str]:
 def _without_prose(text: str) -> str:
     """Return the text without docstrings, block comments, fences, scripts and styles."""
     if "<" in text and _EMBEDDED.search(text):
-        text = _cut(text, _EMBEDDED, lambda found: f"</{found[0][1:]}", fold=True)
+        text = _truncate_at(text, _EMBEDDED, lambda found: f"</{found[0][1:]}", fold=True)
     if "/*" in text:
-        text = _cut(text, _BLOCK_COMMENT, lambda _: "*/")
+        text = _truncate_at(text, _BLOCK_COMMENT, lambda _: "*/")
     if '"""' in text or "'''" in text:
-        text = _cut(text, _DOCSTRING, lambda found: found[0])
+        text = _truncate_at(text, _DOCSTRING, lambda found: found[0])
     if "```" in text or "~~~" in text:
         fences = list(_find_fences(text))
         starts, ends = [fence.start for fence in fences], [fence.end for fence in fences]
@@ -306,7 +306,7 @@ def _without_prose(text: str) -> str:
     return text
 
 
-def _cut(
+def _truncate_at(
     text: str,
     opening: re.Pattern[str],
     closing_of: Callable[[re.Match[str]], str],

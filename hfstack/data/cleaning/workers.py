@@ -19,7 +19,7 @@ from typing import Any
 
 from hfstack.errors import ConfigError, DataError, MachineError
 
-Document = dict[str, Any]
+TextRow = dict[str, Any]
 
 # A chunk takes a worker some hundredths of a second: long beside the hundred microseconds that
 # handing it over takes, short where a run is stopped.
@@ -28,16 +28,16 @@ _CHUNK_ROWS = 256
 # one in work and two that wait, so that no worker waits for the parent
 _CHUNKS_A_WORKER = 3
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # In a worker, what `_prepare_worker` received. The function is inherited rather than sent with each
 # chunk, because a filter may be a lambda and an index of evaluation texts is large.
-_function: Callable[[str], Any] | None = None
+_worker_function: Callable[[str], Any] | None = None
 
 
 def map_texts(
-    function: Callable[[str], Any], rows: Iterable[Document], text_column: str, *, workers: int
-) -> Generator[tuple[Document, Any], None, None]:
+    function: Callable[[str], Any], rows: Iterable[TextRow], text_column: str, *, workers: int
+) -> Generator[tuple[TextRow, Any], None, None]:
     """Yield each row with what the function returns for its text.
 
     None for a row without text.
@@ -55,7 +55,7 @@ def map_texts(
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ConfigError(f"workers {workers}: this system cannot fork processes; leave it at 1")
 
-    waiting: deque[tuple[list[Document], Future[list[Any]]]] = deque()
+    waiting: deque[tuple[list[TextRow], Future[list[Any]]]] = deque()
     unreadable: DataError | None = None
     executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("fork"), _prepare_worker, (function, os.getpid())
@@ -96,31 +96,31 @@ def cpu_seconds() -> float:
 def _start_workers(executor: ProcessPoolExecutor) -> None:
     """Fork all workers, each of which handles signals itself from then on."""
     # A signal that arrives meanwhile would be handled in a worker as it is here.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         with warnings.catch_warnings():
             # From Python 3.12 on: the threads are those of libraries that a worker does not use.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded")
             executor.submit(os.getpid).result()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
 
 
 def _next_results(
-    waiting: "deque[tuple[list[Row], Future[list[Any]]]]",
-) -> Iterator[tuple[Document, Any]]:
+    waiting: "deque[tuple[list[TextRow], Future[list[Any]]]]",
+) -> Iterator[tuple[TextRow, Any]]:
     """Yield rows and results of the chunk that was handed out first."""
     rows, future = waiting.popleft()
     yield from zip(rows, future.result(), strict=True)
 
 
-def _chunks(rows: Iterable[Document], text_column: str) -> Iterator[list[Document] | DataError]:
+def _chunks(rows: Iterable[TextRow], text_column: str) -> Iterator[list[TextRow] | DataError]:
     """Yield the rows in chunks, bounded in characters and in number.
 
     Where reading fails, the error comes last: what was read before has its turn first, as it has in
     one process.
     """
-    chunk: list[Document] = []
+    chunk: list[TextRow] = []
     characters = 0
     iterator = iter(rows)
 
@@ -146,13 +146,13 @@ def _chunks(rows: Iterable[Document], text_column: str) -> Iterator[list[Documen
 
 def _prepare_worker(function: Callable[[str], Any], parent: int) -> None:
     """Prepare a worker: the parent alone decides when it ends."""
-    global _function
-    _function = function
+    global _worker_function
+    _worker_function = function
 
     # Ctrl-C reaches every process of a terminal, and the parent handles it for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
 
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
@@ -166,5 +166,5 @@ def _leave_with(parent: int) -> None:
 
 def _apply(texts: list[Any]) -> list[Any]:
     """Return what the function makes of each text; None where there is none."""
-    assert _function is not None, "a worker was not prepared"
-    return [_function(text) if isinstance(text, str) else None for text in texts]
+    assert _worker_function is not None, "a worker was not prepared"
+    return [_worker_function(text) if isinstance(text, str) else None for text in texts]

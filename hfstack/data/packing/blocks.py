@@ -56,7 +56,7 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
-_FORMAT = 1  # part of the cache key: raise it when the files' content changes
+_BLOCKS_FORMAT = 1  # part of the cache key: raise it when the files' content changes
 # text held in memory at a time; smaller than one document when that is larger
 _BATCH_CHARACTERS = 1 << 20
 _TOKENS_FILE = "tokens.bin"
@@ -339,7 +339,7 @@ def _cache_key(
 ) -> str:
     content = private_backend(tokenizer).to_str()
     settings = [
-        _FORMAT,
+        _BLOCKS_FORMAT,
         data_hash,
         block_size,
         drop_last,

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError
 
-_NAMES = (
+_KNOWN_FIM_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>"),
@@ -47,10 +47,10 @@ def find_fim_tokens(tokenizer: PreTrainedTokenizerBase) -> FimTokens:
         ConfigError: it has none.
     """
     vocabulary = tokenizer.get_vocab()
-    for names in _NAMES:
+    for names in _KNOWN_FIM_TOKENS:
         if all(name in vocabulary for name in names):
             return FimTokens(*names)
-    wanted = " ".join(f"'{name}'" for name in _NAMES[0])
+    wanted = " ".join(f"'{name}'" for name in _KNOWN_FIM_TOKENS[0])
     raise ConfigError(
         "--fim_rate needs tokens that mark prefix, suffix and middle, and the tokenizer has none: "
         f"train one with --extra_special_tokens {wanted}"

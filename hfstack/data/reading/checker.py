@@ -54,7 +54,7 @@ def _one_per_type(values: list[Any]) -> list[Any]:
     return values if list in types or dict in types else list(types.values())
 
 
-def _kind(value: Any) -> str:
+def _kind_of_value(value: Any) -> str:
     return _VALUE_KINDS.get(type(value), type(value).__name__)
 
 
@@ -122,7 +122,7 @@ class RowChecker:
                 continue
 
             kinds = [
-                (_kind(row[column]), line)
+                (_kind_of_value(row[column]), line)
                 for line, row in rows
                 if row[column] is not None and type(row[column]) not in UNFIT
             ]
@@ -239,7 +239,7 @@ class RowChecker:
         """Compare the kind of a value, and of all inside it, with that of earlier rows."""
         if type(value) in UNFIT:
             return unfit_value(value)
-        kind = _kind(value)
+        kind = _kind_of_value(value)
         if kind in _NUMBER_KINDS and _is_odd(value):
             return BadRow(
                 "number too large",

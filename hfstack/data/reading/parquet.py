@@ -18,7 +18,7 @@ from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, refuse_bomb
 from hfstack.errors import DataError
 
-_BATCH_ROWS = 1000
+_ROWS_PER_READ = 1000
 _MOST_BATCH_BYTES = 64 << 20
 _LISTS = (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)
 
@@ -68,7 +68,7 @@ def _read_batches(
         ]
         growing = _find_growing(source, number, named, columns) if named else []
         reader = _open(source, growing) if growing else table
-        yield from reader.iter_batches(batch_size=_BATCH_ROWS, row_groups=[number])
+        yield from reader.iter_batches(batch_size=_ROWS_PER_READ, row_groups=[number])
 
 
 def _find_growing(source: Any, number: int, names: list[str], columns: list[Any]) -> list[str]:
@@ -77,7 +77,7 @@ def _find_growing(source: Any, number: int, names: list[str], columns: list[Any]
         # what is nested may have all of its values in one row
         column.path_in_schema: column.num_values
         if "." in column.path_in_schema
-        else min(column.num_values, _BATCH_ROWS)
+        else min(column.num_values, _ROWS_PER_READ)
         for column in columns
     }
     # The first row brings the values of the whole column with it.

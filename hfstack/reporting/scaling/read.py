@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 Counted = Literal["full", "6nd", "kaplan"]
 
 _NOT_EXCLUDED = (None, "", "0", 0, False, "false", "False")
-_NAMES = {  # what a rung's metrics call N and C, by how they are counted
+_SIZE_METRICS = {  # what a rung's metrics call N and C, by how they are counted
     "full": ("parameters", "flops"),
     "6nd": ("parameters", "flops_6nd"),
     "kaplan": ("parameters_non_embedding", "flops_kaplan"),
@@ -164,7 +164,7 @@ def _rung_numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) 
     Raises:
         DataError: a number is missing, or the run did not start from random weights.
     """
-    size, flops = _NAMES[counted]
+    size, flops = _SIZE_METRICS[counted]
     wanted = {
         "parameters": size,
         "tokens": "tokens",

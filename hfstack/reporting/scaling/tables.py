@@ -12,7 +12,7 @@ from hfstack.scaling.power_laws import PowerLaw
 Fits = Mapping[str, LadderFit]
 FitTable = tuple[list[str], list[list[Any]]]
 
-_DIGITS = 5
+_SIGNIFICANT_DIGITS = 5
 _INTERVAL_ENDS = ["low", "high"]
 
 
@@ -177,7 +177,7 @@ def _notes_table(fits: Fits) -> FitTable:
 
 
 def _round(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
 
 
 def _ends(interval: Any) -> list[float | None]:

@@ -37,7 +37,7 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 
 logger = get_logger(__name__)
 
-_FORMAT = 1  # part of the key: raise it when the files' content changes
+_CACHE_FORMAT = 1  # part of the key: raise it when the files' content changes
 _IDS, _LOG_PROBS, _META = "ids.npy", "log_probs.npy", "meta.json"
 _ROWS_AT_ONCE = 8
 
@@ -98,7 +98,7 @@ def cache_key(teacher: str, rows: Dataset, *, k: int, temperature: float) -> str
         temperature: of the softened distribution.
     """
     content = json.dumps([rows["input_ids"][:], rows["labels"][:]])
-    return hash_text(json.dumps([_FORMAT, teacher, hash_text(content), k, temperature]))
+    return hash_text(json.dumps([_CACHE_FORMAT, teacher, hash_text(content), k, temperature]))
 
 
 def describe_teacher(name: str) -> str:

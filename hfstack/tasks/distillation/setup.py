@@ -37,11 +37,11 @@ from hfstack.tasks.sft.answers import answer_loss
 from hfstack.training.token_average import EachTokenCounts
 from hfstack.training.unread_options import refuse_unread
 
-_OWN_LOSS = "the loss is the distance from the teacher"
+_TEACHER_LOSS = "the loss is the distance from the teacher"
 _UNREAD = {
-    "loss_type": _OWN_LOSS,
-    "label_smoothing_factor": _OWN_LOSS,
-    "router_aux_loss_coef": _OWN_LOSS,
+    "loss_type": _TEACHER_LOSS,
+    "label_smoothing_factor": _TEACHER_LOSS,
+    "router_aux_loss_coef": _TEACHER_LOSS,
     "use_liger_kernel": "both heads run a chunk of positions at a time",
     "liger_kernel_config": "both heads run a chunk of positions at a time",
     "padding_free": "rows are padded, or packed by --packing",

@@ -35,7 +35,8 @@ TEACHER_PLACES = "teacher_places"
 """The column with the place of each token among the teacher's cached answers."""
 
 Teacher = Callable[[dict[str, Any], Tensor], ReadTeacher]
-"""Reads a batch (the model's inputs and TEACHER_PLACES) and a mask (B, T - 1) of the scored positions."""
+"""Reads a batch (the model's inputs and TEACHER_PLACES) and a mask, (B, T - 1), of the scored
+positions."""
 
 
 class PartsOfLoss(TrainerCallback):

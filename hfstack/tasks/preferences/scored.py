@@ -20,7 +20,7 @@ from hfstack.tasks.preferences.rows import (
 
 logger = get_logger(__name__)
 
-_THUMBS = {"true": True, "false": False, "1": True, "0": False}
+_YES_OR_NO = {"true": True, "false": False, "1": True, "0": False}
 
 
 def scored_by_prompt(
@@ -116,7 +116,7 @@ def _answers_and_scores(kind: str, row: Any, args: PreferenceArgs) -> tuple[list
     if kind == "thumbs":
         label = row[args.label_column]
         # a column of a table holds the words, since what is no number is text there
-        label = _THUMBS.get(label.strip().casefold(), label) if isinstance(label, str) else label
+        label = _YES_OR_NO.get(label.strip().casefold(), label) if isinstance(label, str) else label
         return [row[args.completion_column]], [label]
     answers = list(row[args.completions_column] or [])
 

@@ -44,7 +44,7 @@ _VECTORS, _PASSAGES, _OFFSETS, _GRAPH = (
     "nearest.faiss",
 )
 _BEGUN = "begun.json"
-_SCHEMA = 1
+_INDEX_SCHEMA = 1
 _PART_ROWS = 2048
 _SCANNED_ROWS = 16_384
 # links of a passage, and candidates that are looked at while building and asking
@@ -151,7 +151,14 @@ def build_index(
         _build_graph(folder, total, size)
 
     info = IndexInfo(
-        _SCHEMA, identity, model, model_hash, total, size, text_column, approximate=approximate
+        _INDEX_SCHEMA,
+        identity,
+        model,
+        model_hash,
+        total,
+        size,
+        text_column,
+        approximate=approximate,
     )
     _write_json(folder / INDEX_FILE, asdict(info))
     (folder / _BEGUN).unlink()
@@ -180,14 +187,14 @@ def _begin(folder: Path, identity: str) -> int:
     # a part that was being written is cut off
     rows, size = values["rows"], values["dimensions"]
     for name, width in ((_VECTORS, 4 * size), (_OFFSETS, 8)):
-        _cut(folder / name, rows * width)
+        _truncate_file(folder / name, rows * width)
     with (folder / _PASSAGES).open("rb") as file:
         end = sum(len(line) for line in islice(file, rows))
-    _cut(folder / _PASSAGES, end)
+    _truncate_file(folder / _PASSAGES, end)
     return rows
 
 
-def _cut(path: Path, size: int) -> None:
+def _truncate_file(path: Path, size: int) -> None:
     with path.open("rb+") as file:
         file.truncate(size)
 
@@ -306,7 +313,7 @@ def read_index(folder: Path) -> IndexInfo:
         info = IndexInfo(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if info.schema > _SCHEMA:
+    if info.schema > _INDEX_SCHEMA:
         raise CheckpointError(f"{path} has schema {info.schema}: upgrade hfstack")
 
     size = 4 * info.passages * info.dimensions

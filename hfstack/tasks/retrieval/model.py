@@ -154,7 +154,7 @@ def load_reranker(
     return model.eval()
 
 
-def load_finished(args: ModelConfig) -> Any:
+def load_retriever(args: ModelConfig) -> Any:
     """Return a finished model of either kind, as plain sentence-transformers loads it."""
     name = require_model_name(args)
     found = identify_model(name, args.model_revision)

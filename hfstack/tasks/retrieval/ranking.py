@@ -22,7 +22,7 @@ RECALLS = (1, 10, 100)
 HEADLINE = f"ndcg_at_{CUTOFF}"
 
 _QUERIES_AT_ONCE = 256
-_WORD = re.compile(r"\w+")
+_RANKED_WORD = re.compile(r"\w+")
 # scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
@@ -136,7 +136,7 @@ def split_words(text: str, tokens: Tokens) -> list[str]:
     With "characters" each run of a script without spaces is its characters and its pairs of
     neighbours (bigrams), which need no dictionary.
     """
-    words = _WORD.findall(text.lower())
+    words = _RANKED_WORD.findall(text.lower())
     if tokens == "words":
         return words
 

@@ -119,7 +119,7 @@ def read_text_pairs(
     problems: list[RowProblem] = []
     for number, row in enumerate(cast(Any, rows), 1):
         try:
-            numbered[number] = _read_row(row, args)
+            numbered[number] = _read_text_pair(row, args)
         except DataError as error:
             problems.append((name, number, str(error)))
 
@@ -141,7 +141,7 @@ def read_text_pairs(
     return pairs
 
 
-def _read_row(row: Mapping[str, Any], args: RowsArgs) -> TextPair:
+def _read_text_pair(row: Mapping[str, Any], args: RowsArgs) -> TextPair:
     """Return the pair of a row.
 
     Raises:

@@ -20,7 +20,7 @@ from hfstack.runs.environment import is_sharded
 from hfstack.runs.processes import decide_on_first
 from hfstack.runs.resume import ADAPTER_FOLDER
 from hfstack.runs.run import Run
-from hfstack.tasks.retrieval.model import load_finished
+from hfstack.tasks.retrieval.model import load_retriever
 from hfstack.tasks.retrieval.rows import TextPair
 from hfstack.training.saving import record_check, save_resumable
 
@@ -106,7 +106,7 @@ def _compare(
     """
     began = time.perf_counter()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    saved = load_finished(ModelConfig(model_name_or_path=str(folder), dtype=dtype))
+    saved = load_retriever(ModelConfig(model_name_or_path=str(folder), dtype=dtype))
     found = read_probes(saved.to(model.device), probes)
 
     same_shape = found.shape == trained.shape

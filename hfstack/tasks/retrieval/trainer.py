@@ -25,11 +25,11 @@ logger = get_logger(__name__)
 LossName = Literal["in_batch_negatives", "score"]
 
 # losses that sentence-transformers has for both kinds of model, under the same names
-_LOSSES: dict[RetrieverKind, str] = {
+_LOSS_MODULES: dict[RetrieverKind, str] = {
     "bi_encoder": "sentence_transformers.sentence_transformer.losses",
     "cross_encoder": "sentence_transformers.cross_encoder.losses",
 }
-_TRAINERS: dict[RetrieverKind, str] = {
+_TRAINER_CLASSES: dict[RetrieverKind, str] = {
     "bi_encoder": "SentenceTransformerTrainer",
     "cross_encoder": "CrossEncoderTrainer",
 }
@@ -73,7 +73,7 @@ def make_loss(
     Raises:
         ConfigError: an option does not fit the kind of the model or the rows.
     """
-    losses: Any = import_library(_LOSSES[kind])
+    losses: Any = import_library(_LOSS_MODULES[kind])
     if name == "score":
         if mini_batch_size is not None:
             raise ConfigError("--mini_batch_size is for in-batch negatives; these rows have scores")
@@ -128,7 +128,7 @@ def make_trainer(
         mini_batch_size=mini_batch_size,
         matryoshka_dims=matryoshka_dims,
     )
-    return _trainer_class(getattr(library, _TRAINERS[kind]))(
+    return _trainer_class(getattr(library, _TRAINER_CLASSES[kind]))(
         model=model,
         args=_as_settings(args, kind, model, columns=train.column_names),
         train_dataset=train,
@@ -201,7 +201,7 @@ def _as_settings(
     A prompt stands in front of the texts of training as it does in use.
     """
     library: Any = import_library("sentence_transformers")
-    make = getattr(library, f"{_TRAINERS[kind]}".replace("Trainer", "TrainingArguments"))
+    make = getattr(library, f"{_TRAINER_CLASSES[kind]}".replace("Trainer", "TrainingArguments"))
     given = {one.name: getattr(args, one.name) for one in fields(TrainingArguments) if one.init}
     if "score" not in columns:
         given["batch_sampler"] = "no_duplicates"

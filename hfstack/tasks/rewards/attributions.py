@@ -200,7 +200,7 @@ def load_pair_explainer(args: ModelConfig, kind: ModelKind, *, answer_tokens: in
     return explain
 
 
-def read_pairs(rows: Iterable[dict[str, Any]]) -> list[tuple[Text, Text]]:
+def prompts_with_answers(rows: Iterable[dict[str, Any]]) -> list[tuple[Text, Text]]:
     """Return prompts with answers of rows: completions, or both sides of pairs.
 
     Raises:

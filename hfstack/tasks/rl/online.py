@@ -160,7 +160,10 @@ def group_trainer(
         train_dataset=parts.splits["train"],
         eval_dataset=parts.splits.get("eval"),
         processing_class=parts.tokenizer,
-        callbacks=[*watch_answers(run, lambda count: trainer.samples(count)), *protect(run, push)],
+        callbacks=[
+            *policy_callbacks(run, lambda count: trainer.samples(count)),
+            *protect(run, push),
+        ],
         peft_config=parts.adapter,
     )
     return trainer
@@ -177,7 +180,7 @@ def train_and_evaluate(run: Run, trainer: PPOTrainer, parts: OnlineParts) -> dic
     return evaluate_policy(trainer)
 
 
-def watch_answers(
+def policy_callbacks(
     run: Run, sample: Callable[[int], list[tuple[str, str]]]
 ) -> list[TrainerCallback]:
     """Return callbacks that save answers, and stop where all are worth the same.

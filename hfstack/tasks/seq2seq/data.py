@@ -48,7 +48,7 @@ class EncodedPairs:
     places: list[int]  # of the pairs in the split, from 0
 
 
-def load_pairs(
+def load_sources_and_targets(
     data_args: DataArgs,
     columns: tuple[str, str],
     *,
@@ -57,7 +57,7 @@ def load_pairs(
 ) -> tuple[dict[str, list[Pair]], dict[str, list[dict[str, Any]]]]:
     """Return the pairs of each split, and what run.json says of the sources.
 
-    Equal sources stay on one side of the split. Arguments and errors are those of `read_pairs`.
+    Equal sources stay on one side of the split. Arguments and errors are those of `read_sources_and_targets`.
     """
     outer = [column.partition(".")[0] for column in columns]
     by_source = replace(data_args, text_column=outer[0])
@@ -71,13 +71,13 @@ def load_pairs(
     sources = [*data_args.datasets, *data_args.eval_datasets]
     with rows_by_line(splits, read, (), sources):
         pairs = {
-            name: read_pairs(rows, columns, name=name, bad_rows=bad_rows)
+            name: read_sources_and_targets(rows, columns, name=name, bad_rows=bad_rows)
             for name, rows in splits.items()
         }
     return pairs, splits.inputs
 
 
-def read_pairs(
+def read_sources_and_targets(
     rows: Dataset,
     columns: tuple[str, str],
     *,
@@ -107,7 +107,7 @@ def read_pairs(
     problems: list[RowProblem] = []
     for number, row in enumerate(cast(Any, rows), 1):
         try:
-            pairs.append(_read_row(row, columns))
+            pairs.append(_read_source_and_targets(row, columns))
         except DataError as error:
             problems.append((name, number, str(error)))
 
@@ -120,7 +120,7 @@ def read_pairs(
     return pairs
 
 
-def _read_row(row: Mapping[str, Any], columns: tuple[str, str]) -> Pair:
+def _read_source_and_targets(row: Mapping[str, Any], columns: tuple[str, str]) -> Pair:
     """Return the source and the targets of a row, without targets that are blank.
 
     Raises:

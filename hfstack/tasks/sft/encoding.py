@@ -60,7 +60,7 @@ def prompts_with_references(
     return found
 
 
-def encode_questions(
+def encode_user_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
 ) -> list[list[int]]:
     """Return texts as the token ids of prompts: a turn of the user, or as they are."""

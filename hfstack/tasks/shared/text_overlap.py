@@ -135,7 +135,10 @@ def _word_pattern() -> re.Pattern[str]:
 
 def _beyond_ascii(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> bool:
     """Return whether a letter or digit is other than a-z and 0-9."""
-    texts = [*predictions, *(text for reference in references for text in _listed(reference))]
+    texts = [
+        *predictions,
+        *(text for reference in references for text in _as_references(reference)),
+    ]
     return any(
         not text.isascii() and any(c.isalnum() and not c.isascii() for c in text) for text in texts
     )
@@ -156,7 +159,7 @@ def text_overlap(
         raise DataError(
             f"text overlap compares {len(predictions)} texts with {len(references)} references"
         )
-    writing = writing_of([text for reference in references for text in _listed(reference)])
+    writing = writing_of([text for reference in references for text in _as_references(reference)])
     metric = evaluate.combine([Bleu(writing), Chrf(), Rouge()])
     columns: dict[str, Any] = {"predictions": list(predictions), "references": list(references)}
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
@@ -175,7 +178,7 @@ def signatures(
         MissingExtraError: sacrebleu or rouge_score is not installed.
     """
     sacrebleu = _module("sacrebleu")
-    writing = writing_of([text for reference in references for text in _listed(reference)])
+    writing = writing_of([text for reference in references for text in _as_references(reference)])
     streams = _by_position(references)
     found: dict[str, str] = {}
 
@@ -237,11 +240,11 @@ def count_for_bleu(
     Raises:
         MissingExtraError: sacrebleu is not installed.
     """
-    writing = writing_of([text for reference in references for text in _listed(reference)])
+    writing = writing_of([text for reference in references for text in _as_references(reference)])
     metric = _module("sacrebleu").BLEU(tokenize=_BLEU_TOKENIZER[writing], effective_order=True)
     counts: list[list[int]] = []
     for text, reference in zip(predictions, references, strict=True):
-        score = metric.sentence_score(text, _listed(reference))
+        score = metric.sentence_score(text, _as_references(reference))
         counts.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return BleuCounts(numpy.array(counts), metric)
 
@@ -254,7 +257,7 @@ def rouge_of_texts(
     tokenizer = _WordsOfAnyScript() if beyond else None
     scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
     scores = [
-        scorer.score_multi(_listed(reference), prediction)
+        scorer.score_multi(_as_references(reference), prediction)
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     return {kind: numpy.array([score[kind].fmeasure for score in scores]) for kind in ROUGE_KINDS}
@@ -270,13 +273,13 @@ def writing_of(texts: Sequence[str]) -> Writing:
     return "chinese" if chinese > 0.9 * len(unspaced) else "unspaced"
 
 
-def _listed(reference: str | Sequence[str]) -> list[str]:
+def _as_references(reference: str | Sequence[str]) -> list[str]:
     return [reference] if isinstance(reference, str) else list(reference)
 
 
 def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | None]]:
     """Turn references per text into sacrebleu's streams: all first ones, all second."""
-    listed = [_listed(reference) for reference in references]
+    listed = [_as_references(reference) for reference in references]
     width = max(map(len, listed))
     return [
         [texts[index] if index < len(texts) else None for texts in listed] for index in range(width)

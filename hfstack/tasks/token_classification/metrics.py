@@ -139,7 +139,7 @@ def type_table(
     rows = []
     for kind in sorted(counts):
         right, given, there = counts[kind]
-        precision, recall, f1 = _scores(right, given, there)
+        precision, recall, f1 = _precision_recall_f1(right, given, there)
         rows.append([kind, round(precision, 4), round(recall, 4), round(f1, 4), there])
 
     return ["type", "precision", "recall", "F1", "count"], rows
@@ -204,10 +204,10 @@ def entity_counts(
 def f1_of_counts(counts: Sequence[int]) -> float:
     """Return F1 of how many entities are right, predicted and there."""
     right, given, there = counts
-    return _scores(right, given, there)[2]
+    return _precision_recall_f1(right, given, there)[2]
 
 
-def _scores(right: int, given: int, there: int) -> tuple[float, float, float]:
+def _precision_recall_f1(right: int, given: int, there: int) -> tuple[float, float, float]:
     precision, recall = right / given if given else 0.0, right / there if there else 0.0
     return precision, recall, 2 * right / (given + there) if given + there else 0.0
 

@@ -13,7 +13,7 @@ from hfstack.data.reading.parallel import join_parallel, language_of
 from hfstack.data.reading.rows import read_rows
 from hfstack.data.sources import DataArgs, Source, describe_sources, load_splits
 from hfstack.errors import DataError
-from hfstack.tasks.seq2seq.data import Pair, read_pairs
+from hfstack.tasks.seq2seq.data import Pair, read_sources_and_targets
 
 ENGLISH = "A cat.\n\nTwo\u2028dogs, three\x85birds.\nThe end.\n"
 GERMAN = "Eine Katze.\r\nLeer.\r\nZwei Hunde, drei Vögel.\r\nEnde."
@@ -52,8 +52,10 @@ def test_files_named_one_by_one_are_rows_of_both(folder: Path) -> None:
     with pytest.raises(
         DataError, match="^2 rows .*: train row 2: the source is empty; train row 6"
     ):
-        read_pairs(splits["train"], ("en", "de"), name="train")
-    pairs = read_pairs(splits["train"], ("en", "de"), name="train", bad_rows=BadRows("skip"))
+        read_sources_and_targets(splits["train"], ("en", "de"), name="train")
+    pairs = read_sources_and_targets(
+        splits["train"], ("en", "de"), name="train", bad_rows=BadRows("skip")
+    )
     assert pairs[:2] == [
         Pair("A cat.", ["Eine Katze."]),
         Pair("Two\u2028dogs, three\x85birds.", ["Zwei Hunde, drei Vögel."]),

@@ -16,7 +16,7 @@ from hfstack.tasks.seq2seq.data import (
     column_value,
     encode_ended,
     encode_sources_and_targets,
-    read_pairs,
+    read_sources_and_targets,
 )
 from tests.tiny_encoder import tiny_bert_tokenizer
 
@@ -98,28 +98,30 @@ def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
         [{"t": {"en": "a", "de": ["b", " ", "c"]}}, {"t": {"en": None, "de": ["d"]}}]
     )
     with caplog.at_level(logging.WARNING):
-        assert read_pairs(rows, ("t.en", "t.de"), name="train", bad_rows=BadRows("skip")) == [
-            Pair("a", ["b", "c"])
-        ]
+        assert read_sources_and_targets(
+            rows, ("t.en", "t.de"), name="train", bad_rows=BadRows("skip")
+        ) == [Pair("a", ["b", "c"])]
     assert (
         "left out 1 of 2 rows that cannot be used, the first because the source is" in caplog.text
     )
     with pytest.raises(
         DataError, match=r"train row 2: the source is empty; fix it, or leave it out with --on_bad"
     ):
-        read_pairs(rows, ("t.en", "t.de"), name="train")
+        read_sources_and_targets(rows, ("t.en", "t.de"), name="train")
     with pytest.raises(
         DataError,
         match=r"train row 1: no column 't.fr', found t \(t has en, de\); name them with",
     ):
-        read_pairs(rows, ("t.en", "t.fr"), name="train")
+        read_sources_and_targets(rows, ("t.en", "t.fr"), name="train")
     with pytest.raises(DataError, match="train: no column 'text' for the source, found t;"):
-        read_pairs(rows, ("text", "t.de"), name="train")
+        read_sources_and_targets(rows, ("text", "t.de"), name="train")
     with pytest.raises(DataError, match="train row 1: t is .*, not text"):
-        read_pairs(rows, ("t", "t.de"), name="train")
+        read_sources_and_targets(rows, ("t", "t.de"), name="train")
     empty = Dataset.from_list([{"source": "a", "target": ""}])
     with pytest.raises(DataError, match="train: no row is left of 1"):
-        read_pairs(empty, ("source", "target"), name="train", bad_rows=BadRows("skip"))
+        read_sources_and_targets(
+            empty, ("source", "target"), name="train", bad_rows=BadRows("skip")
+        )
     assert column_value({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
 
 
