@@ -21,7 +21,7 @@ from hfstack.cli.launch import count_gpus
 
 VARIABLE = "HFSTACK_WARM"
 _HEADER = struct.Struct("!I")  # bytes of the message that follows
-_POLL_S = 0.1
+_PID_POLL_S = 0.1
 
 
 class WarmProcess:
@@ -57,7 +57,7 @@ class WarmProcess:
         with contextlib.suppress(ProcessLookupError):
             while True:
                 os.kill(self.pid, 0)
-                time.sleep(_POLL_S)
+                time.sleep(_PID_POLL_S)
         return -signal.SIGTERM
 
 

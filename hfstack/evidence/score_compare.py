@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 
 from hfstack.drawing.numbers import metric
 from hfstack.errors import DataError
-from hfstack.evidence.paired import Array, Difference, ExactTest, mcnemar, paired_differences
+from hfstack.evidence.paired import Difference, ExactTest, mcnemar, paired_differences
 from hfstack.evidence.scored import Scored
 
 _MOST_PARTED = 100  # rows that are written where none is right or wrong
@@ -73,10 +74,10 @@ def compare(ours: Scored, theirs: Scored, *, seed: int = 0) -> Comparison:
     if ours.units is not None:
         units = [ours.units[index] for index in mine]
 
-    def first(rows: Array) -> dict[str, float]:
+    def first(rows: NDArray[Any]) -> dict[str, float]:
         return ours.resample(mine[rows])
 
-    def second(rows: Array) -> dict[str, float]:
+    def second(rows: NDArray[Any]) -> dict[str, float]:
         return theirs.resample(other[rows])
 
     differences = paired_differences(first, second, len(common), groups=units, seed=seed)

@@ -145,7 +145,7 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{name} holds no model: {_other_contents(folder)}")
 
-    config = _read_config(name, revision)
+    config = _read_config_json(name, revision)
     refuse_too_many_modules(
         config,
         f"{name}/config.json",
@@ -310,7 +310,7 @@ def _with_article(kind: ModelKind) -> str:
     return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 
-def _read_config(name: str, revision: str | None) -> dict[str, Any]:
+def _read_config_json(name: str, revision: str | None) -> dict[str, Any]:
     """Return the config.json of a folder or Hub id."""
     try:
         if Path(name).is_dir():

@@ -28,8 +28,8 @@ _NEWEST_TOKENS = 32  # added last, such as special tokens, for which an embeddin
 # In fp32 a share of the largest logit, or of 1 where that is smaller: merging a tiny adapter rounds
 # by 1e-5. In 16 bits merging rounds each weight by 0.4 %, so that there the mean difference is
 # compared, as a share of the logits' standard deviation.
-_TOLERANCE = 1e-4
-_HALF_TOLERANCE = 0.05
+SAVED_TOLERANCE = 1e-4
+SAVED_HALF_TOLERANCE = 0.05
 
 # a reader may hold the model while it is loaded, and some activations
 _ROOM = 1.1
@@ -95,10 +95,28 @@ def compare_with_saved(
 
     rounds = model.dtype != torch.float32 and (merged or isinstance(model, PeftModel))
     difference, allowed = _compare(trained, found, rounds=rounds)
+    return check_difference(folder, difference, allowed, began=began)
+
+
+def check_difference(
+    folder: Path, difference: float, allowed: float, *, began: float, numbers: str = "logits"
+) -> dict[str, Any]:
+    """Return what run.json says of a saved model that gives what the trained one gave.
+
+    Args:
+        folder: where it was saved.
+        difference: of its numbers from those of the trained model.
+        allowed: how large that may be.
+        began: `time.perf_counter()` before it was loaded.
+        numbers: what they are called in a message.
+
+    Raises:
+        CheckpointError: they differ by more.
+    """
     # not `difference > allowed`, which is false for NaN
     if not difference <= allowed:
         raise CheckpointError(
-            f"{folder} is not what was trained: loaded again, its logits differ by up to "
+            f"{folder} is not what was trained: loaded again, its {numbers} differ by up to "
             f"{difference:.3g} (allowed: {allowed:.3g}); the files stay there, but use them for "
             "nothing"
         )
@@ -162,8 +180,8 @@ def _compare(trained: ProbeLogits, found: ProbeLogits, *, rounds: bool) -> tuple
     one, other = (torch.cat([value.flatten() for value in values]) for values in (trained, found))
     differences = (one - other).abs()  # (logits,)
     if rounds:
-        return float(differences.mean()), _HALF_TOLERANCE * float(one.std())
-    return float(differences.max()), _TOLERANCE * max(1.0, float(one.abs().max()))
+        return float(differences.mean()), SAVED_HALF_TOLERANCE * float(one.std())
+    return float(differences.max()), SAVED_TOLERANCE * max(1.0, float(one.abs().max()))
 
 
 def _too_little_memory(model: Any) -> str | None:

@@ -80,7 +80,8 @@ def _measure(
 
         seconds, began = [], time.perf_counter()
         for _ in run_steps(model, step, steps=steps):
-            _synchronize(device)
+            if torch.device(device).type != "cpu":
+                torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
 
@@ -107,11 +108,6 @@ def _peak(device: str, before: int) -> int | None:
     if torch.device(device).type != "cpu":
         return int(torch.accelerator.max_memory_reserved())
     return _status_bytes("VmHWM") - before if sys.platform == "linux" else None
-
-
-def _synchronize(device: str) -> None:
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize()
 
 
 def _status_bytes(field: str) -> int:

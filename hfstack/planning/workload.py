@@ -147,7 +147,7 @@ def read_workload(
             "pretrain_clm"
         )
 
-    config = _read_config(model.model_name_or_path, model.model_revision or "main")
+    config = _load_config(model.model_name_or_path, model.model_revision or "main")
     step = _training_step(arguments, model, fused_loss=bool(values.get("fused_loss", False)))
     parts, generation, share = _list_parts(
         recipe, arguments, values, config, step=step, prompt_tokens=prompt_tokens
@@ -188,7 +188,7 @@ def _training_step(
     )
 
 
-def _read_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
+def _load_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
     """Read the config.json of a model; an architecture keeps its file's vocabulary."""
     if name is None:
         raise ConfigError(
@@ -271,7 +271,7 @@ def _ppo_parts(
     critic = (arguments.critic or own_default) if arguments.uses_critic else "none"
     if critic in ("adapter", "separate"):
         # An adapter's backward pass is one more through the same weights.
-        own = config if arguments.critic_model is None else _read_config(arguments.critic_model)
+        own = config if arguments.critic_model is None else _load_config(arguments.critic_model)
         own_step = step if critic == "adapter" else replace(step, lora_rank=0)
         parts.append(Part("critic", own, own_step, shares_weights=critic == "adapter"))
     if arguments.kl_coef:
@@ -302,7 +302,7 @@ def _reward_parts(
     """
     if not reward_model or reward_model.startswith(("http://", "https://")):
         return []
-    config = _one_score(_read_config(reward_model))
+    config = _one_score(_load_config(reward_model))
     saved: Any = config.dtype or torch.float32
     weight_dtype = saved if dtype == "auto" else getattr(torch, dtype)
     frozen = replace(

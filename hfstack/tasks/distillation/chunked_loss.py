@@ -27,13 +27,13 @@ cached top tokens.
 """
 
 _POSITIONS = 512
-_LOGITS_AT_ONCE = {"cpu": 2**22}  # 16 MiB in fp32
-_LOGITS_AT_ONCE_ACCELERATOR = 2**26
+_CHUNK_LOGITS = {"cpu": 2**22}  # 16 MiB in fp32
+_CHUNK_LOGITS_ACCELERATOR = 2**26
 
 
 def positions_at_once(vocabulary: int, device: torch.device) -> int:
     """Return how many positions a chunk has."""
-    allowed = _LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_ACCELERATOR)
+    allowed = _CHUNK_LOGITS.get(device.type, _CHUNK_LOGITS_ACCELERATOR)
     return max(1, min(_POSITIONS, allowed // vocabulary))
 
 

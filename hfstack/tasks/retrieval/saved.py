@@ -14,8 +14,9 @@ import torch
 from peft import PeftModel
 from trl import ModelConfig
 
-from hfstack.errors import CheckpointError, ConfigError
+from hfstack.errors import ConfigError
 from hfstack.models.loading import merge_into_base
+from hfstack.models.saved import SAVED_HALF_TOLERANCE, SAVED_TOLERANCE, check_difference
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.processes import decide_on_first
 from hfstack.runs.resume import ADAPTER_FOLDER
@@ -25,10 +26,6 @@ from hfstack.tasks.retrieval.rows import TextPair
 from hfstack.training.saving import record_check, save_resumable
 
 _PROBES = 8
-# In fp32, as a share of the largest number or of 1. Adapters are rounded when they are merged, and
-# weights of 16 bits in any case.
-_TOLERANCE = 1e-4
-_HALF_TOLERANCE = 0.05
 
 
 def refuse_shards(args: Any) -> None:
@@ -70,7 +67,7 @@ def save_embedder(run: Run, trainer: Any, pairs: Sequence[TextPair]) -> None:
             model.save_pretrained(str(run.output_dir), create_model_card=False)
 
     found = decide_on_first(
-        trainer.args.process_index, lambda: _compare(trained, model, run.output_dir, probes)
+        trainer.args.process_index, lambda: _compare_saved(trained, model, run.output_dir, probes)
     )
     record_check(run, found)
 
@@ -96,7 +93,7 @@ def read_probes(model: Any, probes: Sequence[tuple[str, str]]) -> numpy.ndarray:
     return numpy.asarray(found, dtype=numpy.float32)
 
 
-def _compare(
+def _compare_saved(
     trained: numpy.ndarray, model: Any, folder: Path, probes: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
     """Return what run.json says of the saved model.
@@ -111,14 +108,9 @@ def _compare(
 
     same_shape = found.shape == trained.shape
     difference = float(numpy.abs(found - trained).max()) if same_shape else float("inf")
-    share = _TOLERANCE if dtype == "float32" else _HALF_TOLERANCE
+    # adapters are rounded when they are merged, and weights of 16 bits in any case
+    share = SAVED_TOLERANCE if dtype == "float32" else SAVED_HALF_TOLERANCE
     allowed = share * max(1.0, float(numpy.abs(trained).max()))
-    # not `difference > allowed`, which is false for NaN
-    if not difference <= allowed:
-        raise CheckpointError(
-            f"{folder} is not what was trained: loaded again, its numbers differ by up to "
-            f"{difference:.3g} (allowed: {allowed:.3g}); the files stay there, but use them for "
-            "nothing"
-        )
-    seconds = round(time.perf_counter() - began, 3)
-    return {"largest_difference": difference, "allowed": allowed, "seconds": seconds}
+    return check_difference(
+        folder, difference, allowed, began=began, numbers="embeddings or scores"
+    )
