@@ -56,6 +56,7 @@ class ProjectArgs:
             raise ConfigError(
                 f"--kind must be one of {', '.join(JUDGEMENT_KINDS)}, got {self.kind!r}"
             )
+
         if not self.annotators:
             raise ConfigError("--annotators is empty: name at least one person")
         for name in self.annotators:

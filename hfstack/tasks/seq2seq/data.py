@@ -57,7 +57,8 @@ def load_sources_and_targets(
 ) -> tuple[dict[str, list[Pair]], dict[str, list[dict[str, Any]]]]:
     """Return the pairs of each split, and what run.json says of the sources.
 
-    Equal sources stay on one side of the split. Arguments and errors are those of `read_sources_and_targets`.
+    Equal sources stay on one side of the split. Arguments and errors are those of
+    `read_sources_and_targets`.
     """
     outer = [column.partition(".")[0] for column in columns]
     by_source = replace(data_args, text_column=outer[0])
