@@ -12,7 +12,7 @@ reads   rows as sft reads them; a teacher; a student with the same tokenizer, or
 writes  the model or its adapter, checkpoints, samples, answers and run.json in --output_dir
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,12 +28,15 @@ from hfstack.runs.run import Run
 from hfstack.tasks.distillation import setup as distillation
 from hfstack.tasks.distillation.student import PartsOfLoss, use_distilled_loss
 from hfstack.tasks.sft import setup as fine_tuning
-from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
-from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
-from hfstack.tasks.sft.encoding import encode_user_texts, prompts_with_references
-from hfstack.tasks.shared.probe_settings import ProbeArgs
+from hfstack.tasks.sft.answers import (
+    answer_loss,
+    choose_prompts,
+    record_answers,
+    watch_answers,
+)
+from hfstack.tasks.sft.columns import record_form
+from hfstack.tasks.sft.inputs import SftArgs, load_recorded_rows
 from hfstack.tokens.chat import stop_at_end_of_turn
-from hfstack.tokens.seams import answer_opening
 from hfstack.training.callbacks import Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -41,27 +44,11 @@ from hfstack.training.saving import save_merged, save_trained
 
 
 @dataclass
-class StudentArgs(ProbeArgs):
-    """How rows are read, and what is kept and measured."""
+class StudentArgs(SftArgs):
+    """How rows are read, and what is kept and measured, as in sft; and the tokenizer."""
 
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id; by default the student's, of an architecture the teacher's.
-    """
-    prompt_column: str = "prompt"
-    """Column that holds what is asked."""
-    completion_column: str = "completion"
-    """Column that holds the answer."""
-    as_chat: bool = True
-    """Make prompt + completion a user's and an assistant's turn; off, join them as they are."""
-    merge_adapter: bool = False
-    """Save the whole model with the adapter merged; the adapter alone is kept in adapter/."""
-    answer_rows: int = 0
-    """Answer this many held-out prompts at the end and score them against their references."""
-    answer_tokens: int = 200
-    """Longest answer and longest sample, in tokens."""
-    sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
-    ones by default.
     """
 
 
@@ -81,17 +68,8 @@ def main(
         distillation.check_distill_settings(distill_args, training_args)
 
         # data, split as sft splits it
-        columns = Columns(args.prompt_column, args.completion_column, text=data_args.text_column)
-        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits, places = load_instructions(
-            data_args, columns, quarantine_file=quarantine, row_counts=counts
-        )
         models = (model_args.model_name_or_path, distill_args.teacher_model)
-        run.record_inputs(*models, **splits.inputs)
-        rows = {
-            name: convert_rows(split, columns, as_chat=args.as_chat, row_counts=counts)
-            for name, split in splits.items()
-        }
+        rows, places = load_recorded_rows(run, data_args, args, *models)
 
         # student, with the template and the end of turn that the rows need
         tokenizer = distillation.load_student_tokenizer(
@@ -104,12 +82,17 @@ def main(
         adapters.give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
         record_form(run, rows["train"], tokenizer)
-        opening = answer_opening(tokenizer) if chat else ""
 
         # rows as both models read them, and what the teacher says of them
         on_bad_row = data_args.on_bad_row
         encoded = fine_tuning.encode_rows(
-            rows, tokenizer, model, training_args, on_bad_row, row_counts=counts, find_places=places
+            rows,
+            tokenizer,
+            model,
+            training_args,
+            on_bad_row,
+            row_counts=run.record.rows,
+            find_places=places,
         )
         problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         taught = distillation.prepare_teacher(
@@ -127,11 +110,7 @@ def main(
             packed["train"], model, training_args, adapter=adapter is not None
         )
         throughput = Throughput(**costs)
-        asked = prompts_with_references(
-            rows.get("eval", rows["train"]), tokenizer, limit=max(args.answer_rows, 3)
-        )
-        own = encode_user_texts(args.sample_prompts, tokenizer, chat=chat)
-        shown, longest = own or [prompt for prompt, _ in asked[:3]], args.answer_tokens
+        asked = choose_prompts(args, rows, tokenizer, model)
         collate = fine_tuning.collator_for(model, tokenizer, training_args)
 
         with refusals_of_upstream():
@@ -145,7 +124,7 @@ def main(
                 callbacks=[
                     throughput,
                     parts,
-                    watch_answers(run, tokenizer, shown, max_new_tokens=longest, opening=opening),
+                    watch_answers(run, tokenizer, asked),
                     *protect(run, push_checkpoints(training_args)),
                 ],
             )
@@ -162,12 +141,7 @@ def main(
             metrics |= trainer.evaluate()
             metrics |= answer_loss(trained_model, tokenizer, encoded["eval"])
         if args.answer_rows:
-            file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
-            first = asked[: args.answer_rows]
-            metrics |= score_answers(
-                trained_model, tokenizer, first, max_new_tokens=longest, opening=opening, file=file
-            )
-            run.add_artifact("answers", "answers.jsonl")
+            metrics |= record_answers(run, trainer, tokenizer, asked)
 
         # finish
         if merge:

@@ -8,7 +8,6 @@ reads   rows of messages, of prompt + completion (columns by any name), or of te
 writes  the model or its adapter, checkpoints, samples, answers and run.json in --output_dir
 """
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -18,50 +17,24 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.evidence.before_after import watch_change
 from hfstack.models import adapters, loading
-from hfstack.models.context import context_length
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
-from hfstack.tasks.sft.answers import answer_loss, score_answers, watch_answers
-from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions, record_form
-from hfstack.tasks.sft.encoding import encode_user_texts, prompts_with_references
-from hfstack.tasks.shared.probe_settings import ProbeArgs
+from hfstack.tasks.sft.answers import (
+    answer_loss,
+    choose_prompts,
+    record_answers,
+    watch_answers,
+)
+from hfstack.tasks.sft.columns import record_form
+from hfstack.tasks.sft.inputs import SftArgs, load_recorded_rows
 from hfstack.tokens.chat import stop_at_end_of_turn
-from hfstack.tokens.seams import answer_opening
 from hfstack.training.callbacks import DerivedMetrics, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.saving import save_merged, save_trained
-
-
-@dataclass
-class SftArgs(ProbeArgs):
-    """How rows are read, and what is kept and measured beside the upstream settings."""
-
-    prompt_column: str = "prompt"
-    """Column that holds what is asked."""
-    completion_column: str = "completion"
-    """Column that holds the answer."""
-    context_column: str | None = None
-    """Column of further input, put below the prompt where it is not empty (`input` of instruction
-    data).
-    """
-    as_chat: bool = True
-    """Make prompt + completion a user's and an assistant's turn; off, join them as they are."""
-    merge_adapter: bool = False
-    """Save the whole model with the adapter merged; the adapter alone is kept in adapter/."""
-    answer_rows: int = 0
-    """Answer this many held-out prompts at the end and score them against their references (BLEU,
-    chrF, ROUGE).
-    """
-    answer_tokens: int = 200
-    """Longest answer and longest sample, in tokens."""
-    sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
-    ones by default.
-    """
 
 
 def main(
@@ -74,22 +47,9 @@ def main(
         adapter, merge = model_args.use_peft, sft_args.merge_adapter
         adapters.check_adapter_settings(model_args, sharded=sharded, merge_adapter=merge)
 
-        # data: prompts with a column of their own are split by it, so that none is on both sides
-        columns = Columns(
-            sft_args.prompt_column,
-            sft_args.completion_column,
-            sft_args.context_column,
-            data_args.text_column,
-        )
-        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
-        splits, find_places = load_instructions(
-            data_args, columns, quarantine_file=quarantine, row_counts=counts
-        )
-        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
-        rows = {
-            name: convert_rows(split, columns, as_chat=sft_args.as_chat, row_counts=counts)
-            for name, split in splits.items()
-        }
+        # data: conversations, prompts with their answers, or text
+        base = model_args.model_name_or_path
+        rows, find_places = load_recorded_rows(run, data_args, sft_args, base)
 
         # model, with the template and the end of turn that the rows need
         tokenizer = loading.load_tokenizer(model_args)
@@ -100,7 +60,6 @@ def main(
         adapters.give_pad_token(tokenizer, model, may_grow=not adapter or merge)
         stop_at_end_of_turn(model, tokenizer)
         record_form(run, rows["train"], tokenizer)
-        opening = answer_opening(tokenizer) if chat else ""
 
         # rows as the model reads them
         encoded = fine_tuning.encode_rows(
@@ -109,22 +68,14 @@ def main(
             model,
             training_args,
             data_args.on_bad_row,
-            row_counts=counts,
+            row_counts=run.record.rows,
             find_places=find_places,
         )
         problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         packed = fine_tuning.pack_rows(encoded, training_args)
 
         # prompts to answer: held-out ones, short enough to leave room for an answer
-        longest, context = sft_args.answer_tokens, context_length(model.config)
-        asked = prompts_with_references(
-            rows.get("eval", rows["train"]),
-            tokenizer,
-            limit=max(sft_args.answer_rows, 3),
-            longest=context - longest if context is not None else None,
-        )
-        own = encode_user_texts(sft_args.sample_prompts, tokenizer, chat=chat)
-        shown = own or [prompt for prompt, _ in asked[:3]]
+        asked = choose_prompts(sft_args, rows, tokenizer, model)
 
         # trainer
         costs = fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
@@ -141,7 +92,7 @@ def main(
                 throughput,
                 fine_tuning.TokenCount(throughput.tokens_per_step),
                 DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)}),
-                watch_answers(run, tokenizer, shown, max_new_tokens=longest, opening=opening),
+                watch_answers(run, tokenizer, asked),
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
@@ -158,15 +109,7 @@ def main(
             metrics |= trainer.evaluate()
             metrics |= {} if sharded else answer_loss(tuned, tokenizer, encoded["eval"])
         if sft_args.answer_rows and not sharded:
-            metrics |= score_answers(
-                tuned,
-                tokenizer,
-                asked[: sft_args.answer_rows],
-                max_new_tokens=longest,
-                opening=opening,
-                file=run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None,
-            )
-            run.add_artifact("answers", "answers.jsonl")
+            metrics |= record_answers(run, trainer, tokenizer, asked)
 
         # finish
         if merge:

@@ -9,7 +9,6 @@ Legend: B rows, T positions, N = B * (T - 1) scored positions, d hidden size, V 
 """
 
 import functools
-import inspect
 import types
 from collections.abc import Callable
 from typing import Any, cast
@@ -22,7 +21,13 @@ from transformers.modeling_outputs import CausalLMOutput
 from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME
 from hfstack.models.evaluation_mode import evaluation_mode
-from hfstack.models.output_head import OutputHead, body_of, find_output_head
+from hfstack.models.output_head import (
+    OutputHead,
+    body_of,
+    find_linear_head,
+    picker_of_body_inputs,
+    product_dtype,
+)
 from hfstack.models.probes import embedding_rows, random_ids
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
@@ -53,12 +58,10 @@ def use_fused_loss(
         return True
     if embedding_rows(model) == 0:
         return _stays_stock(model, "its weights are in shards")
-    with torch.random.fork_rng(devices=[]):
-        head = find_output_head(model)
-        last = None if head is None else model.get_submodule(head.modules[-1])
-        if head is None or type(last) is not torch.nn.Linear:
-            return _stays_stock(model, "its logits are no matrix product of its hidden states")
+    if (head := find_linear_head(model)) is None:
+        return _stays_stock(model, "its logits are no matrix product of its hidden states")
 
+    with torch.random.fork_rng(devices=[]):
         own = _probe_loss(model)
         stock_forward = model.forward
         model.forward = types.MethodType(_fused_forward(model, head, chunk), model)
@@ -92,8 +95,7 @@ def _fused_forward(model: PreTrainedModel, head: OutputHead, chunk: int) -> Call
     """Return the training forward pass of a model whose head is known."""
     stock_forward = model.forward
     body, last = body_of(model), model.get_submodule(head.modules[-1])
-    known = inspect.signature(body.forward).parameters
-    takes_all = any(kind.kind is kind.VAR_KEYWORD for kind in known.values())
+    pick_inputs = picker_of_body_inputs(model)
 
     # The Trainer reads the signature to know which columns to keep.
     @functools.wraps(type(model).forward)
@@ -108,18 +110,13 @@ def _fused_forward(model: PreTrainedModel, head: OutputHead, chunk: int) -> Call
         if labels is None or inputs.get(CACHE_NAME) is not None:
             return stock_forward(input_ids=input_ids, labels=labels, **inputs)
 
-        # what the body does not know, the model does not hand down either
-        inputs |= {"use_cache": False, "return_dict": True}
-        inputs = {name: value for name, value in inputs.items() if takes_all or name in known}
-        states = body(input_ids=input_ids, **inputs)[0][:, :-1]  # (B, T - 1, d)
+        inputs = pick_inputs({"input_ids": input_ids} | inputs)
+        states = body(**inputs)[0][:, :-1]  # (B, T - 1, d)
         hidden = head.transform(self, states)
         targets = labels[:, 1:].reshape(-1)  # (N,)
 
-        # The products run in the type that autocast would give them.
-        device_type, dtype = hidden.device.type, hidden.dtype
-        if torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
+        dtype = product_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
             total = LinearCrossEntropy.apply(
                 hidden.reshape(-1, hidden.shape[-1]).to(dtype),
                 last.weight,

@@ -8,6 +8,7 @@ be run on the positions alone that are scored, and in parts.
 Legend: B rows, T tokens, d hidden size, V vocabulary, n positions.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,40 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
             if relative_difference(expected, found) <= tolerance(model) / 10:
                 return head
     return None
+
+
+def find_linear_head(model: PreTrainedModel) -> OutputHead | None:
+    """Return the way to logits that ends in one matrix product; None where a model has none.
+
+    With its bias, scale and soft cap, such a head can be run on a few positions at a time.
+    """
+    with torch.random.fork_rng(devices=[]):
+        head = find_output_head(model)
+    last = None if head is None else model.get_submodule(head.modules[-1])
+    return head if type(last) is nn.Linear else None
+
+
+def picker_of_body_inputs(model: PreTrainedModel) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what picks those inputs of a batch that the model's body takes.
+
+    What the body does not know, the model does not hand down either.
+    """
+    known = inspect.signature(body_of(model).forward).parameters
+    takes_all = any(kind.kind is kind.VAR_KEYWORD for kind in known.values())
+
+    def pick(inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = inputs | {"use_cache": False, "return_dict": True}
+        return {name: value for name, value in inputs.items() if takes_all or name in known}
+
+    return pick
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the type that autocast would give a matrix product of hidden states."""
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return hidden.dtype
 
 
 def _scale_and_cap(

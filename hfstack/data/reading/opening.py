@@ -143,7 +143,7 @@ def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.Buffere
             raw = bz2.BZ2File(stored)
 
     if named or file.member:
-        raw = _BoundedFile(file, raw, _most_unpacked(size_bytes))
+        raw = _FileOfPieces(_read_bounded(file, raw, _most_unpacked(size_bytes)))
     return io.BufferedReader(raw, 1 << 20)
 
 
@@ -193,25 +193,13 @@ def _unmarked_utf16(head: bytes) -> str:
     return "utf-16-le" if odd else "utf-16-be"
 
 
-class _BoundedFile(io.RawIOBase):
-    """The plain bytes of a compressed file, which may not be more than a limit."""
-
-    def __init__(self, file: DataFile, raw: Any, limit_bytes: int) -> None:
-        self._file, self._raw = file, raw
-        self._left = self._limit = limit_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._limit - self._left
-
-    def readinto(self, buffer: Any) -> int:
-        size = self._raw.readinto(buffer) or 0
-        self._left -= size
-        if self._left < 0:
-            raise _bomb(self._file)
-        return size
+def _read_bounded(file: DataFile, raw: Any, limit_bytes: int) -> Iterator[bytes]:
+    """Yield the plain bytes of a compressed file, which may not be more than a limit."""
+    while chunk := raw.read(_CHUNK):
+        limit_bytes -= len(chunk)
+        if limit_bytes < 0:
+            raise _bomb(file)
+        yield chunk
 
 
 class _FileOfPieces(io.RawIOBase):

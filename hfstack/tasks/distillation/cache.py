@@ -29,10 +29,11 @@ from hfstack.disk import atomic_write, describe_os_error, flush_to_disk, hash_fi
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.contents import identify_model
+from hfstack.models.output_head import body_of, picker_of_body_inputs
 from hfstack.progress import follow
 from hfstack.tasks.distillation.chunked_loss import positions_at_once
 from hfstack.tasks.distillation.divergence import TopK, keep_top
-from hfstack.tasks.distillation.student import body_inputs, body_of, head_of
+from hfstack.tasks.distillation.student import head_of
 from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 
 logger = get_logger(__name__)
@@ -216,6 +217,7 @@ def _fill(
 ) -> tuple[float, float]:
     """Write the top tokens of all rows; return the sums of tail mass and loss."""
     head, device = head_of(model, "teacher"), model.device
+    pick_inputs = picker_of_body_inputs(model)
     pad, step = padding_token_id(tokenizer), positions_at_once(vocabulary, model.device)
     tails = loss = 0.0
     done = 0
@@ -232,7 +234,7 @@ def _fill(
         scored = targets != IGNORED_LABEL  # (B, T - 1)
 
         with torch.no_grad():
-            inputs = body_inputs(model, {"input_ids": token_ids, "attention_mask": mask})
+            inputs = pick_inputs({"input_ids": token_ids, "attention_mask": mask})
             hidden = body_of(model)(**inputs)[0][:, :-1][scored]  # (n, d)
             for wanted, part in zip(targets[scored].split(step), hidden.split(step), strict=True):
                 logits = head.logits(model, part)[:, :vocabulary].float()

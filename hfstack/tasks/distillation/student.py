@@ -7,7 +7,6 @@ Legend: B rows, T tokens, N scored positions of a batch, d hidden size.
 """
 
 import functools
-import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,13 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from hfstack.errors import ConfigError
-from hfstack.models.output_head import OutputHead, body_of, find_output_head
+from hfstack.models.output_head import (
+    OutputHead,
+    body_of,
+    find_linear_head,
+    picker_of_body_inputs,
+    product_dtype,
+)
 from hfstack.tasks.distillation.chunked_loss import ChunkedDistillation, ReadTeacher
 from hfstack.tasks.distillation.divergence import Objective
 from hfstack.tokens.special_tokens import IGNORED_LABEL
@@ -80,24 +85,14 @@ def head_of(model: PreTrainedModel, role: str) -> OutputHead:
     Raises:
         ConfigError: its logits are no matrix product of its hidden states.
     """
-    with torch.random.fork_rng(devices=[]):
-        head = find_output_head(model)
-    last = None if head is None else model.get_submodule(head.modules[-1])
-    if head is None or type(last) is not torch.nn.Linear:
+    head = find_linear_head(model)
+    if head is None:
         raise ConfigError(
             f"the {role} is a {type(model).__name__}, whose logits are no matrix product of its "
             "hidden states, so that they cannot be compared in parts: let the teacher answer the "
             "prompts and train the student on the answers (docs/recipes/distill.md)"
         )
     return head
-
-
-def body_inputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return those inputs of a batch that the model's body takes."""
-    known = inspect.signature(body_of(model).forward).parameters
-    takes_all = any(kind.kind is kind.VAR_KEYWORD for kind in known.values())
-    inputs = inputs | {"use_cache": False, "return_dict": True}
-    return {name: value for name, value in inputs.items() if takes_all or name in known}
 
 
 def use_distilled_loss(
@@ -111,7 +106,7 @@ def use_distilled_loss(
         ConfigError: the student's logits are no matrix product of its hidden states.
     """
     head = head_of(model, "student")
-    stock_forward = model.forward
+    stock_forward, pick_inputs = model.forward, picker_of_body_inputs(model)
     last: Any = model.get_submodule(head.modules[-1])
 
     # the Trainer reads the signature, to know that the loss takes the number of scored tokens
@@ -129,16 +124,13 @@ def use_distilled_loss(
             return stock_forward(input_ids=input_ids, **inputs)
 
         batch: dict[str, Any] = {"input_ids": input_ids} | inputs
-        states = body_of(self)(**body_inputs(self, batch))[0][:, :-1]  # (B, T - 1, d)
+        states = body_of(self)(**pick_inputs(batch))[0][:, :-1]  # (B, T - 1, d)
         scored = labels[:, 1:] != IGNORED_LABEL  # (B, T - 1)
         hidden = head.transform(self, states[scored])  # (N, d)
         read_teacher = teacher(batch | {TEACHER_PLACES: teacher_places}, scored)
 
-        # the products run in the type that autocast would give them
-        device_type, dtype = hidden.device.type, hidden.dtype
-        if torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
+        dtype = product_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
             found: Any = ChunkedDistillation.apply(
                 hidden.to(dtype),
                 last.weight,

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError
-from hfstack.models.output_head import body_of
+from hfstack.models.output_head import body_of, picker_of_body_inputs
 from hfstack.tasks.distillation.cache import CachedTop
 from hfstack.tasks.distillation.chunked_loss import ReadTeacher
 from hfstack.tasks.distillation.divergence import TopK
-from hfstack.tasks.distillation.student import TEACHER_PLACES, body_inputs, head_of
+from hfstack.tasks.distillation.student import TEACHER_PLACES, head_of
 
 
 class LiveTeacher:
@@ -31,12 +31,13 @@ class LiveTeacher:
         """
         self.model = model.eval().requires_grad_(False)
         self.head = head_of(model, "teacher")
+        self._pick_inputs = picker_of_body_inputs(self.model)
 
     def __call__(self, batch: dict[str, Any], scored: Tensor) -> ReadTeacher:
         """Return the reader of the logits of a batch, (n, V) from one position to another."""
         inputs = {name: value for name, value in batch.items() if name != TEACHER_PLACES}
         with torch.no_grad():
-            states = body_of(self.model)(**body_inputs(self.model, inputs))[0][:, :-1]
+            states = body_of(self.model)(**self._pick_inputs(inputs))[0][:, :-1]
             hidden = states[scored]  # (N, d)
 
         def read(start: int, stop: int) -> Tensor:

@@ -7,23 +7,88 @@ Legend: B rows of a batch, T tokens of the longest, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
+from hfstack.models.context import context_length
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.document_scores import perplexity
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
+from hfstack.tasks.sft.encoding import encode_user_texts, prompts_with_references
+from hfstack.tasks.shared.probe_settings import ProbeArgs
+from hfstack.tokens.seams import answer_opening
 from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 from hfstack.training.callbacks import SampleTable
+
+_SHOWN_PROMPTS = 3  # held-out ones, where none are named
+
+
+@dataclass
+class AnswerArgs(ProbeArgs):
+    """What a model is asked while it is trained on answers, and at the end."""
+
+    answer_rows: int = 0
+    """Answer this many held-out prompts at the end and score them against their references (BLEU,
+    chrF, ROUGE).
+    """
+    answer_tokens: int = 200
+    """Longest answer and longest sample, in tokens."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
+
+
+@dataclass(frozen=True)
+class AskedPrompts:
+    """Prompts as token ids: those whose answers are shown, and those that are scored."""
+
+    shown: list[list[int]]
+    scored: list[tuple[list[int], str | None]]  # each with its reference
+    opening: str  # from `answer_opening` where the prompts are conversations
+    max_new_tokens: int
+
+
+def choose_prompts(
+    args: AnswerArgs,
+    rows: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> AskedPrompts:
+    """Return held-out prompts that are short enough to leave room for an answer.
+
+    Args:
+        rows: of each split, from `columns.convert_rows`; without held-out rows those of training.
+        model: the one that answers, for its context.
+    """
+    held_out = rows.get("eval", rows["train"])
+    context = context_length(model.config)
+    asked = prompts_with_references(
+        held_out,
+        tokenizer,
+        limit=max(args.answer_rows, _SHOWN_PROMPTS),
+        longest=None if context is None else context - args.answer_tokens,
+    )
+
+    chat = "messages" in held_out.column_names
+    own = encode_user_texts(args.sample_prompts, tokenizer, chat=chat)
+    return AskedPrompts(
+        shown=own or [prompt for prompt, _ in asked[:_SHOWN_PROMPTS]],
+        scored=asked[: args.answer_rows],
+        opening=answer_opening(tokenizer) if chat else "",
+        max_new_tokens=args.answer_tokens,
+    )
 
 
 def answer_pairs(
@@ -45,29 +110,36 @@ def answer_pairs(
     return [(one.prompt, one.completion) for one in answers]
 
 
-def watch_answers(
-    run: Run,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    opening: str,
-) -> SampleTable:
-    """Return the callback that saves answers to prompts at each evaluation.
-
-    Args:
-        prompts: as token ids.
-        opening: from `answer_opening` where the prompts are conversations.
-    """
+def watch_answers(run: Run, tokenizer: PreTrainedTokenizerBase, asked: AskedPrompts) -> SampleTable:
+    """Return the callback that saves answers to prompts at each evaluation."""
     run.add_artifact("samples", "samples.jsonl")
     sample = partial(
         answer_pairs,
         tokenizer=tokenizer,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        opening=opening,
+        prompts=asked.shown,
+        max_new_tokens=asked.max_new_tokens,
+        opening=asked.opening,
     )
     return SampleTable(run.output_dir / "samples.jsonl", sample)
+
+
+def record_answers(
+    run: Run, trainer: Any, tokenizer: PreTrainedTokenizerBase, asked: AskedPrompts
+) -> dict[str, float]:
+    """Let the trained model answer, save its answers, and return their scores.
+
+    Errors and keys are those of `score_answers`.
+    """
+    metrics = score_answers(
+        trainer.model,
+        tokenizer,
+        asked.scored,
+        max_new_tokens=asked.max_new_tokens,
+        opening=asked.opening,
+        file=run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None,
+    )
+    run.add_artifact("answers", "answers.jsonl")
+    return metrics
 
 
 def score_answers(
