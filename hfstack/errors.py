@@ -1,4 +1,4 @@
-"""Errors that a user can cause and fix.
+"""Define the errors that a user can cause and fix.
 
 Everything else is a bug of ours and is raised as itself.
 

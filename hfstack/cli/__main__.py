@@ -1,4 +1,4 @@
-"""`python -m hfstack.cli` is the `hfstack` command."""
+"""Run the `hfstack` command as `python -m hfstack.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`hfstack chat MODEL`: talk to a model in the terminal.
+"""Talk to a model in the terminal: `hfstack chat MODEL`.
 
 Only the standard library is imported here: a mistake is said, and the help is printed, before
 torch is imported. What loads a model is in chat_session.

@@ -1,4 +1,4 @@
-"""`hfstack list | copy | run | chat | serve | doctor`: start recipes, try results.
+"""Start recipes and try results: `hfstack list`, `copy`, `run`, `chat`, `serve`.
 
 Everything else is a recipe; `warm`, which is not listed, is for scripts of many stages. Standard
 library only, so that `hfstack --help` and `hfstack run X --help` are immediate.

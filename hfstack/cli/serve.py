@@ -1,4 +1,4 @@
-"""`hfstack serve MODEL`: answer requests in the form of OpenAI's API.
+"""Answer requests in the form of OpenAI's API: `hfstack serve MODEL`.
 
 The server is that of transformers. Only the standard library is imported here until a model, a
 port and an address are found to be right.

@@ -40,7 +40,7 @@ class Ending:
     code: int
     """0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n."""
     stopped: bool = False
-    """Whether it was asked to stop."""
+    """Return whether it was asked to stop."""
     status: str | None = None
     """The status in run.json; None when this launch did not write it."""
     error_kind: str | None = None

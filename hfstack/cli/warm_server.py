@@ -1,4 +1,4 @@
-"""`hfstack warm SOCKET RECIPE ...`: import libraries once, and fork each run.
+"""Import libraries once, and fork each run: `hfstack warm SOCKET RECIPE ...`.
 
 The libraries take some seconds of CPU to import, several times over in a script of many stages.
 This process only imports: it has opened no device, run no operation in parallel and drawn no random

@@ -110,12 +110,12 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether the path means files of this machine rather than a Hub repository."""
+        """Return whether the path means files of this machine, not a Hub repository."""
         return looks_local(self.path)
 
     @property
     def is_saved(self) -> bool:
-        """Whether the path is a folder that `save_to_disk` wrote."""
+        """Return whether the path is a folder that `save_to_disk` wrote."""
         return is_saved(self.path)
 
     def find_files(self) -> list[DataFile]:

@@ -1,4 +1,4 @@
-"""Words of the demo world: heroes, their traits, homes and things.
+"""List the words of the demo world: heroes, their traits, homes and things.
 
 Everything here is data of our own making. The gold rule reads the same tables as the story
 generator, so a word that an instruction may ask for is a word that the rule can look for.
@@ -237,7 +237,7 @@ THINGS = (
     Thing("mirror", "one", ("fragile",), ("fine", "old", "round", "tall", "lovely")),
 )
 
-# How the trait bends a plot: a "good" trait helps, a "fault" must be mended, "tender" ones can go
+# How the trait bends a plot: a "good" trait helps, a "fault" must be put right, "tender" ones can go
 # either way.
 TRAITS = {
     "brave": "good",

@@ -133,7 +133,7 @@ def _row_id(index: int) -> str:
 
 
 def _clean_row_before(seed: int, index: int, share: float, uniform: random.Random) -> int:
-    """The number of an earlier row without a fault; row 0 is one, so the search ends."""
+    """Return the number of an earlier row without a fault; row 0 is always one."""
     for _ in range(50):
         candidate = uniform.randrange(index)
         if planted_fault(seed, candidate, share) is None:

@@ -434,7 +434,7 @@ def _judge_grammar(
 
 
 def _judge_freshness(lower: list[str], sentences: list[str]) -> float:
-    """1 for normal text; falls with repeated triples of words and repeated sentences."""
+    """Return 1 for normal text, less with repeated triples of words and sentences."""
     if len(lower) < 4 or not sentences:
         return 0.0
     triples = list(zip(lower, lower[1:], lower[2:], strict=False))
@@ -486,5 +486,5 @@ def _plain_words(text: str) -> str:
 
 
 def _ramp(value: float, low: float, high: float) -> float:
-    """0 at `low` and below, 1 at `high` and above, straight between."""
+    """Return 0 up to `low`, 1 from `high` on, and a straight line between."""
     return min(1.0, max(0.0, (value - low) / (high - low)))

@@ -295,7 +295,7 @@ def _opening(
 
 
 def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
-    """Words for every `{fact}` of the templates.
+    """Return words for every `{fact}` of the templates.
 
     The friend has the other pronoun, so that "he" is never in doubt.
     """

@@ -1,6 +1,6 @@
 """Measure how varied texts are, and how well word counts alone predict them.
 
-A yardstick for real models.
+A baseline for real models.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Axes with round ticks, linear or logarithmic, and labels that keep apart."""
+"""Make axes with round ticks, linear or logarithmic, whose labels keep apart."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def can_show(self, value: float) -> bool:
-        """Whether a value has a place: finite, and positive on a logarithmic axis."""
+        """Return whether a value has a place: finite, and positive on a logarithmic axis."""
         return math.isfinite(value) and (value > 0 or not self.log)
 
 

@@ -1,4 +1,4 @@
-"""Curves for a page: a stretched SVG for the lines, text in HTML around it.
+"""Draw curves for a page: a stretched SVG for the lines, text in HTML around it.
 
 So labels keep their size at any width. Positions run from 0 to 1 (left to right, bottom to top) and
 become percent of the plot. `Chart.data` is what the page's script shows under the pointer: the
@@ -66,7 +66,7 @@ class Chart:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The logged values, as JSON can hold them: what is not finite is null."""
+        """Return the logged values as JSON can hold them: what is not finite is null."""
         return {
             "unit": self.unit,
             "series": [
@@ -89,7 +89,7 @@ class _Axes:
     y: Axis
 
     def can_show(self, point: tuple[int, float]) -> bool:
-        """Whether a point has a place on these axes; on a logarithmic one, zero has none."""
+        """Return whether a point has a place on these axes; zero has none on a log axis."""
         return self.x.can_show(point[0]) and self.y.can_show(point[1])
 
     def place(self, point: tuple[int, float]) -> str:

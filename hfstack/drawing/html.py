@@ -1,4 +1,4 @@
-"""HTML as nested calls.
+"""Write HTML as nested calls.
 
     tag("p.note", "1 < 2")  # <p class="note">1 &lt; 2</p>
 

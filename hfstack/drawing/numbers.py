@@ -1,4 +1,4 @@
-"""Numbers, times and names for a reader: a few digits, a unit, a plain label."""
+"""Write numbers, times and names for a reader: few digits, a unit, plain labels."""
 
 import math
 import re

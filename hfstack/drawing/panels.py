@@ -1,4 +1,4 @@
-"""Plots of points, lines and columns, in rows in one SVG with one legend."""
+"""Draw points, lines and columns, in rows of panels in one SVG with one legend."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Curves of logged values, smoothed or thinned so that they can be drawn."""
+"""Smooth curves of logged values, or thin them out, so that they can be drawn."""
 
 import math
 

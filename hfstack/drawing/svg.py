@@ -1,4 +1,4 @@
-"""The shapes that pictures are made of: lines, dots, boxes and texts in an SVG.
+"""Draw the shapes of pictures: lines, dots, boxes and texts in an SVG.
 
 Positions are in pixels of the picture; text is escaped. A picture is shown as an image, in a report
 or on a model card, so it carries its own colours: legible on white, distinct for the colour-blind.

@@ -93,7 +93,7 @@ class Scored:
     """Measures rows fast, some twice, some never, without intervals: what models are compared by.
     """
     right: list[bool] | None = None
-    """Whether each row is right; None where a row is neither right nor wrong."""
+    """Return whether each row is right; None where a row is neither right nor wrong."""
     units: list[Hashable] | None = None
     """Rows that belong together, such as questions on one text; None where each stands alone."""
     tables: Tables = field(default_factory=dict)

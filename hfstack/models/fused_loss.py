@@ -158,7 +158,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """Return the summed loss in nats, fp32.
 
         Args:
-            hidden: (N, d), in the dtype that the matrix products shall run in.
+            hidden: (N, d), in the dtype that the matrix products run in.
             weight: (V, d), the output embedding.
             targets: (N,), ids; -100 marks a position that is not scored.
             chunk: positions per matrix product; (chunk, V) is the largest tensor made.

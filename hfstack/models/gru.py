@@ -1,4 +1,4 @@
-"""GRU and LSTM language models as PreTrainedModels, registered by importing this.
+"""Define GRU and LSTM language models as PreTrainedModels, and register them.
 
 They train with `Trainer`, are saved and reloaded like any other model, and `generate()` carries a
 fixed-size state instead of a growing key/value cache, so that a token costs the same at position 10

@@ -98,7 +98,7 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
 
 
 def find_linear_head(model: PreTrainedModel) -> OutputHead | None:
-    """Return the way to logits that ends in one matrix product; None where a model has none.
+    """Return the way to logits that ends in one matrix product, or None.
 
     With its bias, scale and soft cap, such a head can be run on a few positions at a time.
     """

@@ -1,7 +1,7 @@
 """Compare a saved model, loaded as its reader would, with the one in memory.
 
 Both read the same batch of token ids. What is lost between memory and disk changes logits: tied
-embeddings that a merge has parted, tensors under names that a reader does not know, a head that was
+embeddings that a merge has untied, tensors under names that a reader does not know, a head that was
 left out, another number format.
 
 Legend: B rows, T tokens, V rows of the embedding.

@@ -373,7 +373,7 @@ class Needs:
     """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, and, once it
     was measured, scratch space in kernels."""
     measured: bool = False
-    """Whether `peak` and `allocator` are what real steps took."""
+    """Return whether `peak` and `allocator` are what real steps took."""
 
 
 def assess(workload: Workload) -> Needs:

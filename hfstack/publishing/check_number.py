@@ -1,4 +1,4 @@
-"""One number of a published model that can be measured again anywhere.
+"""Measure one number of a published model that anyone can measure again.
 
 It is measured on a text that is part of hfstack, on a CPU in fp32, before a model is pushed and by
 `verify` after it was fetched: equal hashes say that the files are the same, an equal number says
@@ -148,7 +148,7 @@ def _loaded(place: Path | str, function: Callable[[], Any]) -> Any:
 
 
 def agrees(measured: float, recorded: float) -> bool:
-    """Whether a number measured again is the one that was recorded."""
+    """Return whether a number measured again is the one that was recorded."""
     return abs(measured - recorded) <= NUMBER_TOLERANCE * max(abs(recorded), 1e-3)
 
 

@@ -18,7 +18,7 @@ _SCHEME = "file://"
 
 
 def names_folder(repo: str) -> bool:
-    """Whether --repo means a folder."""
+    """Return whether --repo means a folder."""
     return repo.startswith(_SCHEME)
 
 

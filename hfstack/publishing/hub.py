@@ -463,7 +463,7 @@ def _find_landed_commit(target: HubRepo, items: Sequence[FileToPublish], parent:
 
 
 def _is_stored(item: FileToPublish, there: Any) -> bool:
-    """Whether a file of the repository is the item.
+    """Return whether a file of the repository is the item.
 
     Large files are known by their sha256, small ones by git's own hash.
     """
@@ -477,7 +477,7 @@ def _is_stored(item: FileToPublish, there: Any) -> bool:
 
 
 def _may_write(rights: dict[str, Any], namespace: str) -> bool:
-    """Whether a fine-grained token has `repo.write`, everywhere or for this namespace."""
+    """Return whether a fine-grained token has `repo.write` for this namespace."""
     scoped = [
         permission
         for scope in rights.get("scoped", [])

@@ -1,4 +1,4 @@
-"""What a failed request to the Hub means: is it transient, and what to do."""
+"""Explain a failed request to the Hub: is it transient, and what to do."""
 
 from json import JSONDecodeError
 
@@ -36,7 +36,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_network(error: BaseException) -> bool:
-    """Whether a failure came from the network or the server, not from a bug of ours.
+    """Return whether the network or the server failed, rather than our own code.
 
     An error page of a server shows as a JSONDecodeError.
     """
@@ -47,7 +47,7 @@ def is_network(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failure may be gone after a while: a busy server, a lost connection."""
+    """Return whether a failure may pass: a busy server, a lost connection."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return False
     status = status_of(error)

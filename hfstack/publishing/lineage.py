@@ -1,4 +1,4 @@
-"""The runs behind a model, followed through run.json, and those that measured it."""
+"""Follow run.json to the runs behind a model, and to those that measured it."""
 
 import os
 import re

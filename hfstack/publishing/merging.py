@@ -92,7 +92,7 @@ def write_merged(adapter: Path, kind: PublishedKind, folder: Path) -> tuple[int,
 
 
 def in_shards(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its weights in shards of FSDP or DeepSpeed only."""
+    """Return whether a checkpoint has its weights in shards of FSDP or DeepSpeed only."""
     return kind_of_shards(checkpoint) is not None and not any(checkpoint.glob("*.safetensors"))
 
 

@@ -112,7 +112,7 @@ def stage_files(
         secrets: values that are removed from the card and the records.
         card: the text of README.md.
         picture: an SVG, named `curves.svg`.
-        base: what an adapter's configuration shall name as its base, "" for no adapter.
+        base: what an adapter's configuration is to name as its base, "" for no adapter.
     """
     made = dict(files)
 

@@ -1,4 +1,4 @@
-"""The curves of a chain of runs as one SVG that stands alone.
+"""Draw the curves of a chain of runs as one SVG that stands alone.
 
 A model card has neither style sheet nor script.
 """

@@ -1,4 +1,4 @@
-"""What happened in training: the curves of a recipe's runs, samples step by step."""
+"""Show what happened in training: curves of a recipe's runs, samples by step."""
 
 import math
 from dataclasses import dataclass

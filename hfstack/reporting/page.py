@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a chain of runs.
+"""Make one self-contained HTML page about a chain of runs.
 
 It needs no network, and no fonts or scripts from elsewhere: a content security policy lets it load
 nothing and run only its own script, by hash.

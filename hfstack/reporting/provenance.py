@@ -1,4 +1,4 @@
-"""Where the numbers come from: data, settings, hardware, versions, commands."""
+"""Show where numbers come from: data, settings, hardware, versions, commands."""
 
 import json
 import shlex

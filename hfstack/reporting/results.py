@@ -1,4 +1,4 @@
-"""The results of the runs: metrics beside each other, tables and pictures."""
+"""Show the results of runs side by side: metrics, tables and pictures."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Run folders, opened and checked once; report and cards only arrange them.
+"""Open and check run folders once; the report and cards only arrange them.
 
 A reader opens run.json and the artifacts whose paths it lists, nothing else. In a run that is
 `running`, `failed` or `preempted` an artifact may be missing or incomplete, which is noted; in a

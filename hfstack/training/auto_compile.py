@@ -36,7 +36,7 @@ MARGIN = 2.0
 
 @dataclass
 class AutoCompileArgs:
-    """Whether a run compiles its training step."""
+    """Return whether a run compiles its training step."""
 
     auto_compile: bool = True
     """Compile the training step after 20 steps, where the steps that are left pay for it.

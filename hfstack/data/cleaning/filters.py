@@ -56,7 +56,7 @@ class Units(NamedTuple):
     words: list[str]
     """The U units, in order."""
     unspaced: bool
-    """Whether most units are characters of a script that puts no spaces between words."""
+    """Return whether most units are of a script that puts no spaces between words."""
     characters: int
     """Letters, digits and marks in all units."""
 

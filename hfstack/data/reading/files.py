@@ -44,22 +44,22 @@ class DataFile:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder."""
+        """Return the file's name without its folder."""
         return PurePath(self.member or self.path).name
 
     @property
     def paths(self) -> list[Path]:
-        """Where the bytes are that are read."""
+        """Return where the bytes are that are read."""
         return [self.path, *(one.path for one in self.beside)]
 
     @property
     def is_table(self) -> bool:
-        """Whether the rows are lines of cells below a header."""
+        """Return whether the rows are lines of cells below a header."""
         return self.format in ("csv", "tsv")
 
     @property
     def is_binary(self) -> bool:
-        """Whether the bytes are no text."""
+        """Return whether the bytes are no text."""
         return self.format in ("parquet", "arrow")
 
 

@@ -1,4 +1,4 @@
-"""What only a person can say about a model."""
+"""Read what only a person can say about a model."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""An estimate of the electricity that a run took, from its time and hardware.
+"""Estimate the electricity that a run took, from its time and hardware.
 
 Nothing is metered. The method is that of Green Algorithms (Lannelongue, Grealey and Inouye 2021,
 doi:10.1002/advs.202100707), without the factor for the cooling of a data centre: time x (cores x

@@ -1,4 +1,4 @@
-"""The facts of a card, from run.json: the chain, its data, hardware and commands."""
+"""Collect the facts of a card from run.json: chain, data, hardware and commands."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def find_base(chain: Chain, kind: PublishedKind) -> str | None:
 
 
 def was_newly_initialised(chain: Chain) -> bool:
-    """Whether a run of the chain began with random weights, from a config.json."""
+    """Return whether a run of the chain began with random weights, from a config.json."""
     return any(str(starting_model(link.record)).endswith(".json") for link in chain.links)
 
 

@@ -1,4 +1,4 @@
-"""The YAML block of a card: what the Hub's search, widgets and model index read."""
+"""Make the YAML block of a card, which the Hub's search and widgets read."""
 
 from collections.abc import Sequence
 from typing import Any

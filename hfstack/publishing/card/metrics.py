@@ -1,4 +1,4 @@
-"""The metrics of a card, with intervals, and those of the Hub's model index."""
+"""List the metrics of a card, with intervals, and those of the Hub's model index."""
 
 import math
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""run.json -> README.md: the card of a model, adapter, tokenizer or dataset.
+"""Render the card of a model, adapter, tokenizer or dataset from run.json.
 
 Everything in it comes from the records of the runs, or from what its author stated; what neither
 knows is listed as missing. Nothing is loaded and no network is used. Facts are collected here, the

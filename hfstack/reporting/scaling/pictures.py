@@ -1,4 +1,4 @@
-"""Pictures of scaling fits: losses, IsoFLOPs, allocation, residuals, intervals.
+"""Draw scaling fits: losses, IsoFLOPs, allocation, residuals, intervals.
 
 Every picture takes the fits by family (Transformer, GRU, LSTM...), so that families share a plot.
 """

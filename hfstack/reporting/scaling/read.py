@@ -1,4 +1,4 @@
-"""The rungs that run folders or a table hold, by family, for a scaling fit."""
+"""Read the rungs of run folders or of a table, by family, for a scaling fit."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -224,7 +224,7 @@ def _block_size(record: RunRecord) -> Any:
 
 
 def _same_tokens(one: RunRecord, other: RunRecord) -> bool:
-    """Whether two runs tokenize alike, as far as is known.
+    """Return whether two runs tokenize alike, as far as is known.
 
     Bits of a byte over nats of a token are the same for every model of a tokenizer.
     """

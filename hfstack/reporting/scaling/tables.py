@@ -1,4 +1,4 @@
-"""Scaling fits as the tables and the metrics of a run."""
+"""Write scaling fits as the tables and the metrics of a run."""
 
 from collections.abc import Mapping
 from typing import Any

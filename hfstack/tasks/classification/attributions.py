@@ -48,12 +48,12 @@ class Explanation:
 
     @property
     def delta(self) -> float:
-        """What the sum of the attributions misses of the logit difference; 0 is perfect."""
+        """Return what the attributions' sum misses of the logit difference; 0 is perfect."""
         return self.attributed - (self.logit - self.baseline_logit)
 
     @property
     def relative_delta(self) -> float:
-        """The delta over the logit difference, which is taken as 1e-3 at least."""
+        """Return the delta over the logit difference, which is taken as 1e-3 at least."""
         return abs(self.delta) / max(abs(self.logit - self.baseline_logit), 1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Explanations as one HTML page: texts with their tokens coloured by attribution."""
+"""Write explanations as one HTML page: texts, tokens coloured by attribution."""
 
 from collections.abc import Sequence
 

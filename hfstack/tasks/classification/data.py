@@ -95,7 +95,7 @@ class LabelledRows:
 
     @property
     def benchmark(self) -> tuple[str, ...]:
-        """The metrics whose mean is the task's score in GLUE; none for data of one's own."""
+        """Return the metrics whose mean is the task's score in GLUE; none for own data."""
         return self.task.metrics if self.task is not None else ()
 
 

@@ -1,4 +1,4 @@
-"""What a label column means: one class, several labels, or a number.
+"""Find what a label column means: one class, several labels, or a number.
 
 Names and numbers to ids, and back.
 
@@ -55,17 +55,17 @@ class LabelSet:
 
     @property
     def count(self) -> int:
-        """Outputs of a model for this task: a number has one."""
+        """Return a model's number of outputs for this task: a number has one."""
         return 1 if self.kind == "regression" else len(self.names)
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls the kind."""
+        """Return what transformers calls the kind."""
         return _PROBLEMS[self.kind]
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Names by id, for config.json."""
+        """Return names by id, for config.json."""
         return dict(enumerate(self.names)) or {0: "score"}
 
 
@@ -275,7 +275,7 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
 
 
 def _value_type(values: Iterable[Any], column: str) -> type:
-    """The one type of a column's values.
+    """Return the one type of a column's values.
 
     Whole numbers among decimals count as decimals.
     """
@@ -321,7 +321,7 @@ def _checked_labels(labels: LabelSet, values: Sequence[Any], column: str) -> Lab
 
 
 def _class_names(rows: Dataset, column: str, name_column: str) -> dict[Any, str]:
-    """Names of the values of a label column, by another column."""
+    """Return names of the values of a label column, by another column."""
     if name_column not in rows.column_names:
         raise ConfigError(
             f"--label_name_column {name_column!r}: found {', '.join(rows.column_names)}"

@@ -65,7 +65,7 @@ def classifier_settings(
     the loss is named.
 
     Raises:
-        ConfigError: the metric does not fit what is predicted, or labels shall be smoothed that are
+        ConfigError: the metric does not fit what is predicted, or labels are to be smoothed that are
             no classes.
     """
     settings = copy.copy(training_args)
@@ -125,5 +125,5 @@ def check_metric(name: str, problem_type: str, classes: int) -> str:
 
 
 def greater_is_better(metric: str) -> bool:
-    """Whether more of a metric is better."""
+    """Return whether more of a metric is better."""
     return not metric.removeprefix("eval_").endswith(_SMALLER_IS_BETTER)

@@ -213,7 +213,7 @@ def trainer_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
 
 
 def _f1(hits: Any, wanted: Any, given: Any) -> Any:
-    """F1 = 2 TP / (actual + predicted), 0 where there is neither."""
+    """Return F1 = 2 TP / (actual + predicted), 0 where there is neither."""
     return numpy.where((wanted + given) > 0, 2 * hits / numpy.maximum(wanted + given, 1), 0.0)
 
 
@@ -236,7 +236,7 @@ def _number_scores(said: Array, true: Array) -> dict[str, float]:
 
 
 def _correlation(first: Array, second: Array) -> float:
-    """Pearson's correlation, 0 where one side does not vary."""
+    """Return Pearson's correlation, 0 where one side does not vary."""
     a, b = first - first.mean(), second - second.mean()
     spread = float(numpy.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum() / spread) if spread > 0 else 0.0

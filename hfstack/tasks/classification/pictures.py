@@ -1,4 +1,4 @@
-"""Pictures of a classifier as SVG: its confusions, and how calibrated it is."""
+"""Draw the confusions of a classifier, and how calibrated it is, as SVG."""
 
 from collections.abc import Sequence
 

@@ -146,7 +146,7 @@ def record_results(
 def _reliability(
     logits: Array, targets: Array, problem_type: str, temperature: Array | float
 ) -> str:
-    """The diagram with and without the temperature."""
+    """Draw the diagram with and without the temperature."""
     curves: dict[str, Sequence[Sequence[float]]] = {}
     plain = confidences(probabilities(logits, problem_type), targets, problem_type)
     curves["as trained"] = reliability_bins(*plain)

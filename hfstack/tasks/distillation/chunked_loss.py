@@ -55,7 +55,7 @@ class ChunkedDistillation(torch.autograd.Function):
         """Return the summed loss, and of it the divergence and the cross-entropy, fp32.
 
         Args:
-            hidden: (N, d), in the dtype that the matrix products shall run in.
+            hidden: (N, d), in the dtype that the matrix products run in.
             weight: (V, d), the student's output embedding.
             bias: (V,) or None.
             targets: (N,), the rows' own tokens.

@@ -1,4 +1,4 @@
-"""Divergences between a teacher's and a student's next tokens: formulas alone.
+"""Compute divergences between a teacher's and a student's next tokens.
 
 With p the teacher, q the student, both softened by one temperature:
 
@@ -123,6 +123,7 @@ def check_objective(objective: Objective) -> None:
         raise ConfigError(
             f"--divergence must be one of {', '.join(DIVERGENCES)}, got {objective.kind!r}"
         )
+
     if not 0 < objective.beta < 1:
         raise ConfigError(
             f"--beta must be between 0 and 1, got {objective.beta}: at its ends it is no "

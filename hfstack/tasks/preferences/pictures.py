@@ -1,4 +1,4 @@
-"""A picture of how the rewards of chosen and rejected answers are distributed."""
+"""Draw how the rewards of chosen and rejected answers are distributed."""
 
 import math
 from collections.abc import Sequence

@@ -76,7 +76,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Host and path, under which it is logged."""
+        """Return host and path, under which it is logged."""
         parts = urlsplit(self.url)
         return f"{parts.netloc}{parts.path}".rstrip("/")
 

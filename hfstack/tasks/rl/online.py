@@ -1,4 +1,4 @@
-"""What PPO, RLOO and GRPO share: settings, prompts, tokenizer and rewards."""
+"""Share what PPO, RLOO and GRPO have in common: prompts, tokenizer and rewards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

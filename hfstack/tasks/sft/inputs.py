@@ -1,4 +1,4 @@
-"""Say how instruction rows are read, load them, and record in run.json what was read."""
+"""Load instruction rows as the settings say, and record what was read."""
 
 from dataclasses import dataclass
 

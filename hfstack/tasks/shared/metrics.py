@@ -320,7 +320,7 @@ def _cmrc_units(text: str) -> list[str]:
 
 
 def _bag_f1(gold: Sequence[str], found: Sequence[str]) -> float:
-    """F1 of two bags of words; where one is empty, whether both are."""
+    """Return F1 of two bags of words; where one is empty, whether both are."""
     if not gold or not found:
         return float(gold == found)
     shared = sum((Counter(gold) & Counter(found)).values())
@@ -328,7 +328,7 @@ def _bag_f1(gold: Sequence[str], found: Sequence[str]) -> float:
 
 
 def _run_f1(gold: Sequence[str], found: Sequence[str]) -> float:
-    """F1 of the longest run of units that both have.
+    """Return F1 of the longest run of units that both have.
 
     Where both are empty, 1: no answer is what was wanted.
     """

@@ -1,4 +1,4 @@
-"""What pretraining on text shares: its tokenizer, its rows, and what it refuses."""
+"""Share what pretraining on text needs: its tokenizer, its rows, its refusals."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Policy and critic in one module: log-probabilities and values in one pass.
+"""Hold policy and critic in one module: log-probs and values in one pass.
 
 One module means one `accelerator.prepare`, one DDP or FSDP2 engine and one optimizer. Only
 positions that are scored go through the output head. Sequences are padded on the right, so that

@@ -32,7 +32,7 @@ class RolloutBoundary(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Within a rollout remember what was requested, at its end request it."""
+        """Remember what was requested within a rollout, and request it at its end."""
         assert isinstance(args, PPOConfig)
         if state.global_step % args.steps_per_rollout == 0:
             self._request(control)

@@ -1,4 +1,4 @@
-"""PPOConfig: the settings of online training on top of TrainingArguments.
+"""Define PPOConfig: the settings of online training beyond TrainingArguments.
 
 On each process a rollout has per_device_train_batch_size * gradient_accumulation_steps *
 num_mini_batches episodes. One optimizer step takes per_device_train_batch_size *

@@ -1,4 +1,4 @@
-"""The formulas of PPO: tensors in, tensors out, without model or trainer.
+"""Compute the formulas of PPO: tensors in, tensors out, no model or trainer.
 
 Log-probabilities of tokens are computed from hidden states in log_probs.py. Every function works in
 the dtype that it is given, so the tests run in float64.

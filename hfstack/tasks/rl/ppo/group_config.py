@@ -1,4 +1,4 @@
-"""RLOOConfig and GRPOConfig: the settings of the recipes rloo and grpo.
+"""Define RLOOConfig and GRPOConfig: the settings of the recipes rloo and grpo.
 
 Both compare the answers to one prompt, and are PPOConfig with the defaults of their papers. The
 options of a critic, which neither has, are no options here: a field with `init=False` is not on the

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from hidden states, without all logits at once.
+"""Compute log-probabilities of tokens from hidden states, without all logits.
 
 The output head runs over a few rows at a time. Under autograd each chunk drops its logits and
 computes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements

@@ -1,4 +1,4 @@
-"""The loss of PPO on the tokens of a chunk, and its metrics.
+"""Compute the loss of PPO on the tokens of a chunk, and its metrics.
 
 Legend: n scored tokens of a chunk, M metrics of `update_metric_names`.
 """

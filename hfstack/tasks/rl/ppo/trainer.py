@@ -1,4 +1,4 @@
-"""PPOTrainer: PPO, RLOO, GRPO and REINFORCE on transformers.Trainer.
+"""Train by PPO, RLOO, GRPO or REINFORCE on transformers.Trainer.
 
 One epoch of Trainer is one rollout. Trainer's loop is used as it is: the data loader generates
 completions and splits them into minibatches, so optimizer, schedule, accumulation, clipping,
@@ -207,7 +207,7 @@ class PPOTrainer(CheckpointedTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward on one batch, in chunks of similar lengths.
+        """Run forward and backward on one batch, in chunks of similar lengths.
 
         Return the batch's share of the loss.
         """

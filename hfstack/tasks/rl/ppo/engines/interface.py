@@ -1,4 +1,4 @@
-"""The interface of a rollout engine: token ids of prompts in, completions out.
+"""Define a rollout engine: token ids of prompts in, completions out.
 
 An engine is an object with `exact_log_probs` and `generate(actor_critic, prompt_ids) -> Rollout`:
 
