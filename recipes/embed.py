@@ -19,6 +19,7 @@ from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.retrieval.evaluation import make_evaluation
 from hfstack.tasks.retrieval.model import Pooling, RetrieverKind, add_adapter, load_base
 from hfstack.tasks.retrieval.ranking import Tokens
 from hfstack.tasks.retrieval.rows import RowsArgs, as_columns, load_text_pairs
@@ -29,7 +30,6 @@ from hfstack.tasks.retrieval.trainer import (
     make_trainer,
     mine_negatives,
 )
-from hfstack.tasks.retrieval.yardstick import make_yardstick
 from hfstack.tasks.shared.task_models import save_task
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
@@ -99,10 +99,12 @@ def main(
 
         # the model before training: what it finds, and what it takes for an answer that is none
         batch_size = training_args.per_device_eval_batch_size
-        yardstick = make_yardstick(args.kind, pairs, tokens=args.bm25_tokens, batch_size=batch_size)
-        if yardstick is not None:
-            check_best_metric(training_args, [yardstick.headline])
-        before = yardstick and yardstick.measure(model)
+        evaluation = make_evaluation(
+            args.kind, pairs, tokens=args.bm25_tokens, batch_size=batch_size
+        )
+        if evaluation is not None:
+            check_best_metric(training_args, [evaluation.headline])
+        before = evaluation and evaluation.measure(model)
         if args.hard_negatives:
             rows["train"] = mine_negatives(
                 model,
@@ -122,7 +124,7 @@ def main(
                 rows=rows,
                 mini_batch_size=args.mini_batch_size,
                 matryoshka_dims=args.matryoshka_dims,
-                measure=yardstick and yardstick.brief,
+                measure=evaluation and evaluation.brief,
                 callbacks=[
                     *early_stopping(args.early_stopping_patience),
                     *protect(run, push_checkpoints(training_args)),
@@ -138,13 +140,13 @@ def main(
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_rows": len(rows["train"])}
-        if yardstick is not None and before is not None:
-            after = yardstick.measure(model)
-            metrics |= yardstick.report(after, before)
-            yardstick.write(run.output_dir / "rankings.jsonl", after)
+        if evaluation is not None and before is not None:
+            after = evaluation.measure(model)
+            metrics |= evaluation.report(after, before)
+            evaluation.write(run.output_dir / "rankings.jsonl", after)
             run.add_artifact("rankings", "rankings.jsonl")
             if args.matryoshka_dims:
-                table = yardstick.by_dimensions(model, args.matryoshka_dims)
+                table = evaluation.by_dimensions(model, args.matryoshka_dims)
                 run.add_table("by dimensions", *table)
 
         return run.finish(metrics, trainer)

@@ -1,4 +1,4 @@
-"""The yardsticks: numbers worked out by hand, and the order that they must have on the stories."""
+"""The measures of variety: numbers worked out by hand, and the order that they must have on the stories."""
 
 import math
 

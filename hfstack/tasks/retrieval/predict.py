@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.models.loading import require_model_name
+from hfstack.tasks.retrieval.evaluation import score_pairs
 from hfstack.tasks.retrieval.model import load_embedder, load_reranker
 from hfstack.tasks.retrieval.rows import TextPair
 from hfstack.tasks.retrieval.search import embed_texts
-from hfstack.tasks.retrieval.yardstick import score_pairs
 from hfstack.tasks.shared.predict import Predictor, answer_usable, problem_of_texts
 from hfstack.tasks.shared.task_models import read_task_file
 

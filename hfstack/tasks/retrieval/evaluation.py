@@ -33,7 +33,7 @@ _SHOWN_PASSAGES = 3
 _SPEARMAN = "spearman"
 
 
-class Yardstick:
+class RankingEvaluation:
     """What a model is measured by: held-out pairs, and BM25 on the same.
 
     Args:
@@ -196,9 +196,9 @@ class Yardstick:
         return metrics
 
 
-def make_yardstick(
+def make_evaluation(
     kind: RetrieverKind, pairs: Mapping[str, Sequence[TextPair]], *, tokens: Tokens, batch_size: int
-) -> Yardstick | None:
+) -> RankingEvaluation | None:
     """Return what measures a model on the held-out pairs, None without any.
 
     Passages that are trained on are searched too: the more there are, the closer to use.
@@ -206,7 +206,7 @@ def make_yardstick(
     held_out = pairs.get("eval")
     if not held_out:
         return None
-    return Yardstick(kind, held_out, pairs["train"], tokens=tokens, batch_size=batch_size)
+    return RankingEvaluation(kind, held_out, pairs["train"], tokens=tokens, batch_size=batch_size)
 
 
 def score_pairs(
