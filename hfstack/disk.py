@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -217,3 +218,30 @@ def atomic_write(path: Path, *, errors: str = "strict", durable: bool = True) ->
     # The new name is an entry of the folder, which has to reach the disk as well.
     if durable:
         flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which gets its name only once the block has ended.
+
+    A folder of that name stays until then, and is deleted last. When the block raises, it is still
+    there. Two processes must not fill the same one at the same time.
+    """
+    partial, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
+    # an earlier process may have been killed between the two renames below, or before
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    for left in (partial, replaced):
+        shutil.rmtree(left, ignore_errors=True)
+
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        flush_to_disk(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)

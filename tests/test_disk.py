@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.disk import (
+    atomic_folder,
     atomic_write,
     describe_file,
     describe_os_error,
@@ -105,3 +106,24 @@ def test_what_to_do_about_an_error_of_the_system() -> None:
     assert "ulimit -n" in describe_os_error(OSError(errno.EMFILE, "Too many open files"))
     assert describe_os_error(OSError(errno.ENOTDIR, "Not a directory")) == "Not a directory"
     assert describe_os_error(OSError("a text")) == "a text"
+
+
+def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for content in ("first", "second"):
+        with atomic_folder(folder) as partial:
+            (partial / "file").write_text(content)
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+        assert (folder / "file").read_text() == content
+
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as partial:
+        (partial / "file").write_text("torn")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (folder / "file").read_text() == "second"
+
+    # killed between the two renames: what was there comes back, and the next one replaces it
+    folder.rename(tmp_path / ".data.old")
+    with pytest.raises(OSError, match="full"), atomic_folder(folder):
+        raise OSError("full")
+    assert (folder / "file").read_text() == "second"

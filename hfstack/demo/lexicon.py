@@ -237,8 +237,8 @@ THINGS = (
     Thing("mirror", "one", ("fragile",), ("fine", "old", "round", "tall", "lovely")),
 )
 
-# How the trait bends a plot: a "good" trait helps, a "fault" must be put right, "tender" ones can go
-# either way.
+# How the trait bends a plot: a "good" trait helps, a "fault" must be put right, "tender" ones can
+# go either way.
 TRAITS = {
     "brave": "good",
     "kind": "good",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from hfstack.disk import flush_to_disk
+from hfstack.disk import atomic_folder, flush_to_disk
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.publishing.files import FileToPublish, make_item
 from hfstack.runs.rendering import PUBLICATION
@@ -58,22 +58,10 @@ def push_to_folder(folder: Path, items: Sequence[FileToPublish]) -> int:
         CheckpointError: the folder holds something else, cannot be written, or a copy differs.
     """
     check_folder(folder)
-    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     try:
-        # An earlier push may have been killed between its two renames, or before.
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (fresh, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-        for one in items:
-            _copy_item(one, fresh / one.path)
-
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        flush_to_disk(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic_folder(folder) as fresh:
+            for one in items:
+                _copy_item(one, fresh / one.path)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
     return len(items)

@@ -1,4 +1,4 @@
-"""The measures of variety: numbers worked out by hand, and the order that they must have on the stories."""
+"""Numbers worked out by hand, and the order that measures of variety must have on the stories."""
 
 import math
 

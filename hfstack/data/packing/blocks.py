@@ -25,7 +25,6 @@ Legend: N blocks, T tokens a block, B blocks a batch.
 import errno
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,6 +40,7 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.data.reading.files import fingerprint
 from hfstack.disk import (
+    atomic_folder,
     describe_os_error,
     flush_to_disk,
     hash_text,
@@ -405,29 +405,21 @@ def _write_folder(
     block_size: int,
     drop_last: bool,
 ) -> None:
-    """Pack under another name and rename, so that the folder exists only when whole.
+    """Pack into a folder that exists only when whole.
 
     A damaged one of that name is deleted last. The caller holds the lock.
     """
-    partial, damaged = folder.with_suffix(".partial"), folder.with_suffix(".damaged")
-    # a killed process leaves them behind
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(damaged, ignore_errors=True)
-
     try:
-        partial.mkdir()
-        with (partial / _TOKENS_FILE).open("wb") as file:
-            writer = BlockWriter(file, tokenizer, block_size)
-            for documents in _batches(follow(texts, "packing documents")):
-                writer.add(documents)
-            counts = writer.finish(drop_last=drop_last)
+        with atomic_folder(folder) as partial:
+            with (partial / _TOKENS_FILE).open("wb") as file:
+                writer = BlockWriter(file, tokenizer, block_size)
+                for documents in _batches(follow(texts, "packing documents")):
+                    writer.add(documents)
+                counts = writer.finish(drop_last=drop_last)
 
-        flush_to_disk(partial / _TOKENS_FILE)
-        (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
-        (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
-        if folder.is_dir():
-            folder.rename(damaged)
-        partial.rename(folder)
+            flush_to_disk(partial / _TOKENS_FILE)
+            (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
+            (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ConfigError(
@@ -436,9 +428,6 @@ def _write_folder(
         raise ConfigError(
             f"cannot write packed data to {folder.parent}: {describe_os_error(error)}"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(damaged, ignore_errors=True)
 
     logger.info(
         "packed %d documents into %d blocks of %d tokens (%d tokens dropped at the end): %s",

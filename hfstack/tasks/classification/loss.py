@@ -65,8 +65,8 @@ def classifier_settings(
     the loss is named.
 
     Raises:
-        ConfigError: the metric does not fit what is predicted, or labels are to be smoothed that are
-            no classes.
+        ConfigError: the metric does not fit what is predicted, or labels are to be smoothed that
+            are no classes.
     """
     settings = copy.copy(training_args)
     # Checkpoints are pushed by what the recipe hands to `protect`.

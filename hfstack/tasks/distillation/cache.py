@@ -10,7 +10,6 @@ Legend: P scored positions of a split, k kept tokens, V vocabulary.
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from hfstack.disk import atomic_write, describe_os_error, flush_to_disk, hash_file, hash_text
+from hfstack.disk import atomic_folder, atomic_write, describe_os_error, hash_file, hash_text
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.contents import identify_model
@@ -174,27 +173,24 @@ def write_cache(
         )
     positions = sum(sum(label != IGNORED_LABEL for label in row[1:]) for row in rows["labels"])
 
-    # the folder gets its name once all of it is there
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        ids = open_memmap(partial / _IDS, mode="w+", dtype=np.int32, shape=(positions, k))
-        log_probs = open_memmap(
-            partial / _LOG_PROBS, mode="w+", dtype=np.float16, shape=(positions, k + 1)
-        )
-        tails, loss = _fill(
-            ids, log_probs, model, tokenizer, rows, temperature=temperature, vocabulary=vocabulary
-        )
-        for array in (ids, log_probs):
-            array.flush()
+        with atomic_folder(folder) as partial:
+            ids = open_memmap(partial / _IDS, mode="w+", dtype=np.int32, shape=(positions, k))
+            log_probs = open_memmap(
+                partial / _LOG_PROBS, mode="w+", dtype=np.float16, shape=(positions, k + 1)
+            )
+            tails, loss = _fill(
+                *(ids, log_probs, model, tokenizer, rows),
+                temperature=temperature,
+                vocabulary=vocabulary,
+            )
+            for array in (ids, log_probs):
+                array.flush()
 
-        meta = {"positions": positions, "mean_tail": tails / positions, "loss": loss / positions}
-        with atomic_write(partial / _META) as file:
-            json.dump(meta, file)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        flush_to_disk(folder.parent)
+            mean_tail, mean_loss = tails / positions, loss / positions
+            meta = {"positions": positions, "mean_tail": mean_tail, "loss": mean_loss}
+            with atomic_write(partial / _META) as file:
+                json.dump(meta, file)
     except OSError as error:
         raise ConfigError(f"--teacher_cache {folder.parent}: {describe_os_error(error)}") from error
 

@@ -267,7 +267,7 @@ def test_a_run_killed_while_packing_leaves_nothing_that_is_taken_for_whole(
     reference = pack(
         STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path / "reference", data_hash="a"
     )
-    partial = tmp_path / f"{reference.folder.name}.partial"
+    partial = tmp_path / f".{reference.folder.name}.partial"
     partial.mkdir()
     (partial / "tokens.bin").write_bytes(b"torn")
     blocks = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
