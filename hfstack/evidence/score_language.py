@@ -30,28 +30,14 @@ from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, read_run
-from hfstack.tasks.causal_lm.document_scores import (
-    DocumentScore,
-    bootstrap_interval,
-    perplexity,
-    score_documents,
-)
+from hfstack.tasks.causal_lm import document_scores as causal_lm
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.causal_lm.metrics import compute_metrics
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
+from hfstack.tasks.masked_lm import metrics as masked_lm
 from hfstack.tasks.masked_lm.masking import MaskedBlocks, pack_masked_splits
-from hfstack.tasks.masked_lm.metrics import (
-    masked_metrics,
-    pseudo_log_likelihoods,
-    pseudo_perplexity,
-)
 from hfstack.tasks.masked_lm.model import score_only_masked
-from hfstack.tasks.sft.answers import (
-    answer_greedily,
-    answer_losses,
-    describe_answers,
-    loss_of_rows,
-)
+from hfstack.tasks.sft import answers as sft_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows, detect_format
 from hfstack.tasks.sft.encoding import encode_usable_rows, prompts_with_references
 from hfstack.tasks.sft.setup import needs_marks, training_template
@@ -113,7 +99,7 @@ def load_causal_scorer(
                 completion_only=completion_only,
             )
         batch = {} if how.batch_size is None else {"batch_size": how.batch_size}
-        losses = answer_losses(model, tokenizer, encoded, **batch)
+        losses = sft_answers.answer_losses(model, tokenizer, encoded, **batch)
         asked = _ask(model, tokenizer, converted, answer_rows, answer_tokens)
         return _answers_as_scored(losses, *asked)
 
@@ -137,7 +123,7 @@ def load_masked_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
 
     def score(rows: Dataset) -> Scored:
         _refuse_missing(rows, column)
-        scores = pseudo_log_likelihoods(
+        scores = masked_lm.pseudo_log_likelihoods(
             model,
             tokenizer,
             rows[column][:],
@@ -184,7 +170,7 @@ def _score_blocks(
         model=model,
         args=TrainingArguments(**evaluation_settings(batch_size)),
         data_collator=MaskedBlocks.collate,
-        compute_metrics=masked_metrics,
+        compute_metrics=masked_lm.masked_metrics,
     )
     return predict_held_out(trainer, blocks["eval"])[0]
 
@@ -197,7 +183,7 @@ def _score_plain_texts(model: Any, tokenizer: Any, texts: list[str], how: ScoreA
             f"--max_length {how.max_length} is longer than the model's context of {longest} tokens"
         )
     max_length = how.max_length or longest or _WINDOW
-    scores = score_documents(
+    scores = causal_lm.score_documents(
         model,
         tokenizer,
         texts,
@@ -208,31 +194,33 @@ def _score_plain_texts(model: Any, tokenizer: Any, texts: list[str], how: ScoreA
     return _documents_as_scored(texts, scores, tokenizer, _causal_metrics, "bits_per_byte")
 
 
-def _causal_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
+def _causal_metrics(scores: Sequence[causal_lm.DocumentScore]) -> dict[str, float]:
     found = compute_metrics(scores)
-    return found | (bootstrap_interval(scores) if len(scores) > 1 else {})
+    return found | (causal_lm.bootstrap_interval(scores) if len(scores) > 1 else {})
 
 
-def _masked_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
+def _masked_metrics(scores: Sequence[causal_lm.DocumentScore]) -> dict[str, float]:
     found = {
-        "pseudo_perplexity": pseudo_perplexity(scores),
+        "pseudo_perplexity": masked_lm.pseudo_perplexity(scores),
         "texts_scored": len(scores),
         "pseudo_loss": sum(one.nll for one in scores) / sum(one.tokens for one in scores),
         "pseudo_accuracy": sum(one.correct for one in scores) / sum(one.tokens for one in scores),
     }
     if len(scores) > 1:
-        interval = bootstrap_interval(scores)
+        interval = causal_lm.bootstrap_interval(scores)
         ends = {end: interval[f"eval_loss_{end}"] for end in ("low", "high")}
         found |= {f"pseudo_loss_{end}": loss for end, loss in ends.items()}
-        found |= {f"pseudo_perplexity_{end}": perplexity(loss) for end, loss in ends.items()}
+        found |= {
+            f"pseudo_perplexity_{end}": causal_lm.perplexity(loss) for end, loss in ends.items()
+        }
     return found
 
 
 def _documents_as_scored(
     texts: Sequence[str],
-    scores: list[DocumentScore],
+    scores: list[causal_lm.DocumentScore],
     tokenizer: Any,
-    metrics_of: Callable[[Sequence[DocumentScore]], dict[str, float]],
+    metrics_of: Callable[[Sequence[causal_lm.DocumentScore]], dict[str, float]],
     main: str,
 ) -> Scored:
     """Return scored documents; those without a token are left out, as in training."""
@@ -297,7 +285,7 @@ def _ask(
         )
     opening = answer_opening(tokenizer) if "messages" in rows.column_names else ""
     answers = (
-        answer_greedily(
+        sft_answers.answer_greedily(
             model,
             tokenizer,
             [ids for ids, _ in asked],
@@ -330,13 +318,13 @@ def _answers_as_scored(
 
     def measure(indices: Sequence[int]) -> dict[str, float]:
         part = numpy.asarray(indices)
-        found = loss_of_rows([losses[i] for i in indices])
+        found = sft_answers.loss_of_rows([losses[i] for i in indices])
         drawn = bootstrap_intervals(lambda rows: mean_loss(part[rows]), len(part))["held_out_loss"]
         found["held_out_loss_low"], found["held_out_loss_high"] = drawn
 
         if chosen := [place_of[i] for i in indices if i in place_of]:
             own, wanted = [texts[i] for i in chosen], [references[i] for i in chosen]
-            found |= describe_answers([answers[i] for i in chosen], wanted)
+            found |= sft_answers.describe_answers([answers[i] for i in chosen], wanted)
             found["bleu_low"], found["bleu_high"] = bleu_interval(own, wanted)
             hits = [float(exact[i]) for i in chosen]
             found["exact_match"] = sum(hits) / len(hits)

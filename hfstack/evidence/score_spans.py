@@ -19,24 +19,9 @@ from hfstack.evidence.scored import (
     predict_held_out,
 )
 from hfstack.models.heads import padding_id
-from hfstack.tasks.question_answering.data import (
-    Question,
-    as_span_dataset,
-    collate_questions,
-    encode_questions,
-    read_questions,
-)
+from hfstack.tasks.question_answering import data as qa
+from hfstack.tasks.question_answering import metrics as qa_metrics
 from hfstack.tasks.question_answering.loss import SpanTrainer
-from hfstack.tasks.question_answering.metrics import (
-    Candidate,
-    answer_intervals,
-    answer_metric,
-    answer_metrics,
-    as_row,
-    beside_baselines,
-    best_texts,
-    find_answers,
-)
 from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
 from hfstack.tasks.shared.task_models import check_length, load_finished
 
@@ -63,30 +48,30 @@ def load_span_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
     }
 
     def score(rows: Dataset) -> Scored:
-        questions = read_questions(rows, columns=columns, name="eval", sources=how.datasets)
+        questions = qa.read_questions(rows, columns=columns, name="eval", sources=how.datasets)
         stride = min(int(info.get("stride", 128)), length // 4)
-        windows = encode_questions(
+        windows = qa.encode_questions(
             questions, tokenizer, max_length=length, stride=stride, name="eval"
         )
         trainer = SpanTrainer(
             model=model,
             args=TrainingArguments(**evaluation_settings(how.batch_size)),
             processing_class=tokenizer,
-            data_collator=partial(collate_questions, pad_token_id=padding_id(tokenizer)),
+            data_collator=partial(qa.collate_questions, pad_token_id=padding_id(tokenizer)),
         )
-        losses, logits = predict_held_out(trainer, as_span_dataset(windows))
+        losses, logits = predict_held_out(trainer, qa.as_span_dataset(windows))
         return _spans_as_scored(
-            questions, find_answers(logits, windows, questions, **choice), losses
+            questions, qa_metrics.find_answers(logits, windows, questions, **choice), losses
         )
 
     return Scorer({"id", *columns}, score)
 
 
 def _spans_as_scored(
-    questions: list[Question], found: list[list[Candidate]], losses: dict[str, float]
+    questions: list[qa.Question], found: list[list[qa_metrics.Candidate]], losses: dict[str, float]
 ) -> Scored:
-    metric: SquadAnswers | CmrcAnswers = answer_metric("auto", questions)
-    texts = best_texts(found)
+    metric: SquadAnswers | CmrcAnswers = qa_metrics.answer_metric("auto", questions)
+    texts = qa_metrics.best_texts(found)
     # (N, 2): exact match and F1 of each question
     each = numpy.array(
         [
@@ -98,25 +83,26 @@ def _spans_as_scored(
 
     def measure(indices: Sequence[int]) -> dict[str, float]:
         asked, said = [questions[i] for i in indices], [texts[i] for i in indices]
-        measured = answer_metrics(metric, asked, said) | answer_intervals(metric, asked, said)
+        measured = qa_metrics.answer_metrics(metric, asked, said)
+        measured |= qa_metrics.answer_intervals(metric, asked, said)
         return measured | {"questions": len(asked)}
 
     def resample(index: numpy.ndarray[Any, Any]) -> dict[str, float]:
         exact, f1 = 100 * each[index].mean(axis=0)
         return {"exact_match": float(exact), "answer_f1": float(f1)}
 
-    metrics = losses | named(answer_metrics(metric, questions, texts))
+    metrics = losses | named(qa_metrics.answer_metrics(metric, questions, texts))
     answers = [
         {
             "id": question.id,
             "question": question.question,
-            **as_row(candidates),
+            **qa_metrics.as_row(candidates),
             "answers": [text for text, _ in question.answers],
         }
         for question, candidates in zip(questions, found, strict=True)
     ]
     return Scored(
-        metrics=metrics | beside_baselines(metric, questions, texts),
+        metrics=metrics | qa_metrics.beside_baselines(metric, questions, texts),
         main="answer_f1",
         places=list(range(len(questions))),
         answers=answers,

@@ -24,25 +24,8 @@ from hfstack.evidence.scored import (
 from hfstack.models.heads import padding_id
 from hfstack.tasks.shared.task_models import check_length, load_finished
 from hfstack.tasks.shared.token_tasks import InOrderTrainer, token_loss_func
-from hfstack.tasks.token_classification.data import (
-    Sentence,
-    as_tag_dataset,
-    check_tags,
-    collate_sentences,
-    encode_sentences,
-    read_sentences,
-    tags_columns,
-)
-from hfstack.tasks.token_classification.metrics import (
-    beside_baseline,
-    entity_counts,
-    f1_interval,
-    f1_of_counts,
-    scheme_of,
-    tag_metrics,
-    type_table,
-    word_tags,
-)
+from hfstack.tasks.token_classification import data as tagging
+from hfstack.tasks.token_classification import metrics as tag_scores
 
 
 def load_tag_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = None) -> Scorer:
@@ -62,13 +45,16 @@ def load_tag_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = N
     tokens_column = how.text_column or info.get("tokens_column", "tokens")
     tags_column = how.label("") or None
     read = partial(
-        read_sentences, tokens_column=tokens_column, tags_column=tags_column, tag_names=names
+        tagging.read_sentences,
+        tokens_column=tokens_column,
+        tags_column=tags_column,
+        tag_names=names,
     )
 
     def score(rows: Dataset) -> Scored:
         # refused where the model does not know a tag; entities that are not whole stay
-        sentences = check_tags(read(rows, name="eval"), names, bad_tags="keep", name="eval")
-        windows = encode_sentences(
+        sentences = tagging.check_tags(read(rows, name="eval"), names, bad_tags="keep", name="eval")
+        windows = tagging.encode_sentences(
             sentences,
             tokenizer,
             max_length=length,
@@ -78,27 +64,27 @@ def load_tag_scorer(args: ModelConfig, how: ScoreArgs, train: Dataset | None = N
             model=model,
             args=TrainingArguments(**evaluation_settings(how.batch_size)),
             processing_class=tokenizer,
-            data_collator=partial(collate_sentences, pad_token_id=padding_id(tokenizer)),
+            data_collator=partial(tagging.collate_sentences, pad_token_id=padding_id(tokenizer)),
             compute_loss_func=token_loss_func(0.0),
             preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
         )
-        losses, choices = predict_held_out(trainer, as_tag_dataset(windows))
-        found = word_tags(choices, windows, sentences, names)
+        losses, choices = predict_held_out(trainer, tagging.as_tag_dataset(windows))
+        found = tag_scores.word_tags(choices, windows, sentences, names)
         learned = None if train is None else read(train, name="train")
         return _tags_as_scored(sentences, found, names, losses, learned)
 
-    return Scorer({tokens_column, *tags_columns(tags_column)}, score)
+    return Scorer({tokens_column, *tagging.tags_columns(tags_column)}, score)
 
 
 def _tags_as_scored(
-    sentences: list[Sentence],
+    sentences: list[tagging.Sentence],
     found: list[list[str]],
     names: Sequence[str],
     losses: dict[str, float],
-    train: list[Sentence] | None,
+    train: list[tagging.Sentence] | None,
 ) -> Scored:
     gold = [sentence.tags for sentence in sentences]
-    scheme = scheme_of(gold, found, names)
+    scheme = tag_scores.scheme_of(gold, found, names)
     # (N, 2): right words, and words
     words = numpy.array(
         [
@@ -106,25 +92,25 @@ def _tags_as_scored(
             for pair in zip(gold, found, strict=True)
         ]
     )
-    entities = None if scheme is None else entity_counts(gold, found, scheme)  # (N, 3)
+    entities = None if scheme is None else tag_scores.entity_counts(gold, found, scheme)  # (N, 3)
 
     def measure(indices: Sequence[int]) -> dict[str, float]:
         true, said = [gold[i] for i in indices], [found[i] for i in indices]
-        measured = tag_metrics(true, said, names)
+        measured = tag_scores.tag_metrics(true, said, names)
         if scheme is not None:
-            measured |= f1_interval(true, said, scheme=scheme)
+            measured |= tag_scores.f1_interval(true, said, scheme=scheme)
         return measured | {"rows": len(true)}
 
     def resample(index: numpy.ndarray[Any, Any]) -> dict[str, float]:
         right, total = words[index].sum(axis=0)
         measured = {"tag_accuracy": float(right / total)}
         if entities is not None:
-            measured["entity_f1"] = f1_of_counts(entities[index].sum(axis=0).tolist())
+            measured["entity_f1"] = tag_scores.f1_of_counts(entities[index].sum(axis=0).tolist())
         return measured
 
     metrics = named(measure(range(len(gold)))) | losses
     if train is not None:
-        metrics |= beside_baseline(train, sentences, found, names)
+        metrics |= tag_scores.beside_baseline(train, sentences, found, names)
     return Scored(
         metrics=metrics,
         main="entity_f1" if scheme is not None else "tag_accuracy",
@@ -136,5 +122,5 @@ def _tags_as_scored(
         measure=measure,
         resample=resample,
         right=[a == b for a, b in zip(gold, found, strict=True)],
-        tables={"scores by type": type_table(gold, found, names)},
+        tables={"scores by type": tag_scores.type_table(gold, found, names)},
     )

@@ -4,8 +4,8 @@ A document is code by one of these rules, tried in this order; nothing is learne
 
 1. It is JSON, or an object of JSON a line: it starts and ends with braces or brackets, and parses.
 2. Its lines are a program's. Of the lines that are neither blank nor comments, half or more look
-   like code (`_SURE` or `_LIKELY`), and one or more is hardly possible in prose (`_SURE`); where
-   three or more are, four tenths are enough.
+   like code (`SURE_LINE` or `LIKELY_LINE`), and one or more is hardly possible in prose
+   (`SURE_LINE`); where three or more are, four tenths are enough.
 3. Its lines are YAML's (`key:` and `- item`, nested, or a flat list with a `snake_case:` key),
    TOML's or INI's (`[section]` and `key = value`, or what parses as TOML), or those of a Makefile
    (a target, then lines that begin with a tab).
@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ftfy.fixes import fix_surrogates
+
+from hfstack.data.cleaning.code_lines import LIKELY_LINE, SURE_LINE
 
 PartKind = Literal["prose", "literal", "code", "json"]
 CODE_KINDS = ("code", "json")
@@ -53,87 +55,6 @@ class _Fence(NamedTuple):
     language: str
 
 
-# Lines are judged without their indentation. What is in _SURE is hardly possible in prose; what is
-# in _LIKELY may be, one line at a time: "x = 3", "print(x)", a line that ends in a brace.
-_SURE = re.compile(
-    r"""
-      \#\s*(?:include\s*[<"]|define\s+\w|ifn?def\s+\w|if\s+(?:defined|!|\w+$)|endif\b
-      |pragma\s|undef\s)
-    | \#!\s*/ | <\?php\b | \#!?\[\w.*\]$
-    # imports and packages
-    | from\s+[\w.]+\s+import\s+[\w(*] | import\s+[\w.*]+\s*;\s*$ | import\s+[\w.]+\s+as\s+\w+\s*$
-    | import\s+[a-z_][\w.]*(?:\s*,\s*[\w.]+)*\s*(?:\#.*)?$
-    | (?:import|export)\s.*\sfrom\s+["'].*["'];?$ | import\s*["'({*] | export\s*[{*]
-    | (?:pub\s+)?use\s+[\w:]+(?:::|;).*$ | using\s+[\w.:=<>, ]+;$ | package\s+[\w.]+;?$
-    | (?:local|const|let|var)\s.*=\s*require\b | (?:module\.)?exports[.\s]\S* \s*=
-    | import\s+(?:qualified\s+)?[A-Z]\w*(?:\.\w+)*(?:\s+(?:as|hiding)\s.*|\s*\(.*)?$ | @echo\s+off$
-    | require(?:_relative)?\s+['"] | class\s+[A-Z]\w*\s*<\s*[A-Z][\w:]*$
-    | module\s+[\w.]+(?:\s*\(.*)?\s+where$ | [a-z]\w*'?\s+::\s+\S.*->.*
-    | \((?:ns|defn|defun|define|def)\s.*
-    | @@\s-\d+(?:,\d+)?\s\+\d+(?:,\d+)?\s@@.* | diff\s--git\s.* | \\(?:documentclass|usepackage)\b.*
-    # definitions
-    | (?:async\s+)?def\s+\w+\s*[(\[:] | class\s+\w+\s*(?:\(.*)?:\s*(?:\#.*)?$
-    | (?:export\s+)?(?:default\s+)?(?:abstract\s+)?class\s+\w+[^.;]*\{?$(?<=\{)
-    | (?:pub(?:\(\w+\))?\s+)?(?:unsafe\s+|async\s+|const\s+)*fn\s+\w+\s*[<(]
-    | func\s+(?:\([^()]*\)\s*)?\w+\s*[\[(]
-    | (?:export\s+|default\s+|async\s+)*function\b\s*\*?\s*\w*\s*\(
-    | (?:export\s+)?(?:const|let|var|val)\s+(?:mut\s+)?[\w{\[][^=]*=\s*\S
-    | (?:public|private|protected|static|final|inline|extern|virtual|constexpr|unsigned|typedef
-      |struct|enum|union|interface|impl|trait|namespace|mod)\b[^.?!]*[({;]$
-    | template\s*< | \w+\s*\(\)\s*\{ | local\s+\w+\s*= | export\s+\w+=
-    | function\s+(?:\[?[\w, ]+\]?\s*=\s*)?\w+\(.*\)$
-    | (?:[\w:]+(?:<[^<>]*>)?[\s*&]+)+[\w:~]+\s*\([^.?!]*\)\s*(?:const\s*)?[{;]$
-    | (?:const\s+)?(?:int|char|float|double|bool|long|size_t|auto|std::[\w:<>, ]+)\b[\s*&]+\w+.*;$
-    | cdef\s.* | cpdef\s.* | ctypedef\s.* | (?:from\s+[\w.]+\s+)?cimport\s.*
-    | (?i:(?:end\s*|pure\s+|recursive\s+|elemental\s+)*(?:subroutine|function|program|module)\s+\w+
-      (?:\s*\(.*)?(?:\s+(?:result|bind)\s*\(.*)?$(?<=[\w)])|implicit\s+none
-      |end\s*(?:do|if|type|interface)$
-      |(?:integer|real|logical|complex|character|double\s+precision)\b.*(?:::|\(|[\w)],).*)
-    # statements
-    | (?:if|while|for|switch|catch|else\s+if)\s*\(.*\)\s*\{?$(?<=[){])
-    | \}\s*(?:else|catch|finally)\b.*
-    | (?:if|elif|while|for|with|except)\s[^?!]*[\w)\]"']:\s*(?:\#.*)?$(?<!example:)
-    | (?:try|else|finally):$
-    | if\s+!?\s*\[\[?\s | (?:then|fi|done|esac)$ | (?:for|while|until)\s.*;\s*do$ | set\s+-[a-z]+
-    | (?:return|throw|break|continue|yield)\b[^.?!]*;$ | return\s+[\w.]+[(\[{].*
-    | raise\s+\w+(?:\(.*)?$
-    | (?:self|this|cls)\.\w+.*[=(;].* | @\w[\w.]*(?:\(.*)?$
-    | .*\w\(.*\);$ | .*(?:\)\s*\{|=>\s*\{?|\{\{?|\w\[\w+\]\s*=.*;|=\s[^.?!]*;)$ | .*\$\{\w | .*"\$\w
-    | .*\$\(\w+\s
-    | FROM\s+[\w./-]+(?::[\w.-]+)(?:\s+AS\s+\w+)?$
-    | (?:RUN|COPY|CMD|ENTRYPOINT|WORKDIR|ENV)\s+\S.*[\\\]/=].*
-    # SQL
-    | SELECT\s+[\w."`*(\[].*[^.?!]$
-    | (?i:select\b.+\bfrom\s+[\w."`]+|insert\s+into\s+\w|create\s+(?:or\s+replace\s+|unique\s+
-      |temp(?:orary)?\s+)*(?:table|index|view|function|trigger)\s+\w|alter\s+table\s+\w
-      |drop\s+(?:table|index|view)\s|delete\s+from\s+\w|update\s+\w+\s+set\s)
-    """,
-    re.VERBOSE,
-)
-_LIKELY = re.compile(
-    r"""
-      [\w.$@*&\[\]"'()>:,<-]{1,80}(?:\s+[\w.$*&\[\]<>:,]{1,80}){0,3}\s*
-      (?:[-+*/|&%^?.]|:|<<|>>|\*\*|//|\?\?)?=(?![=>])\s*\S?
-    | [\w.:$>-]+!?\((?:[^.?!].*)?$ | [\])}>]+[\w.()]*[;,:]?.{0,30}$ | \{.*
-    | .*(?:[({\[\\|&=+]|->|=>|;|\)\??,?|\)\s*->\s*.+:)$ | ["'rfb]{1,3}.*["']\s*[,:)\]].*$
-    | ["'].*["']$
-    | \w+\s*:\s*[\w.]+(?:\[.*\])?(?:\s*\|.*)?$ | \w+\s+as\s+\w+,?$
-    | \*{0,2}[\w.]+\s*,$ | [-+\d][-+\d.,\sxXa-fA-F]*,?$ | [\w.]+$ | \w+(?:\[.*\]|\.\w+)+,?$
-    | [\w$]+\s*\{$ | (?:pass|break|continue|else|do|begin|end)\b;?$
-    | (?:return|assert|del|yield|not|and|or|if|in)\b.*
-    | [\w"']+\s*:\s*[\w"'\[{(].*,$
-    | (?:echo|cd|sudo|grep|sed|awk|rm|cp|mv|mkdir|curl|exit|source)\s\S.*
-    | (?i:from|where|and|or|on|group\s+by|order\s+by|having|limit|values|set|(?:left\s+)?join)
-      \s.*[=<>(,;].* | (?i:from|join|group\s+by|order\s+by|limit|set)\s+[\w., ]+;?$
-    | (?i:select)\s.*
-    | .*\w(?:::|->)\w.* | .*[\s(][*&]\w+.*[,;(]$ | (?:const\s+)?[\w:]+[*&]+\s+\w+.*
-    | [\w-]+\s*:\s*[^.?!]+;$ | (?i:call|use|type|intent|allocate|print)\b\s*[\w('"*].*
-    | [-+][^-+].* | @@.* | \\\w+.* | (?i:set|if|call|goto|del|copy)\s+\S.* | \(.* | go\s.*=.*
-    | (?:mov|push|pop|add|sub|call|ret|jmp|int|lea|xor|cmp|global|section)\b\s+[\w.\[%$].*
-    | \w+\s+(?i:int|integer|bigint|serial|text|varchar|boolean|timestamp|date|numeric)\b.*
-    """,
-    re.VERBOSE,
-)
 _COMMENT = ("//", "#", "--", "<", "%", ";;", "/*", "*/")  # and tags: JSX holds as many as HTML
 # A line of several words without these marks, and without such a first word, is prose: two of three
 # lines need no other pattern.
@@ -228,9 +149,9 @@ def code_kind(text: str) -> Literal["code", "json"] | None:
         return None
 
     marked = [line for line in lines if not _is_plain(line)]
-    unsure = [line for line in marked if not (_SURE.match(line) or _is_dense(line))]
+    unsure = [line for line in marked if not (SURE_LINE.match(line) or _is_dense(line))]
     sure = len(marked) - len(unsure)
-    likely = sum(1 for line in unsure if _LIKELY.match(line))
+    likely = sum(1 for line in unsure if LIKELY_LINE.match(line))
     share = 0.4 if sure >= 3 else 0.5
     if sure and sure + likely >= share * len(lines) and not _only_inside(bare):
         return "code"
@@ -247,9 +168,9 @@ def _only_inside(text: str) -> bool:
     """Return whether what is not indented is prose, around blocks of code."""
     lines = _sample_lines("\n".join(line for line in text.split("\n") if line[:1].strip()))
     marked = [line for line in lines if not _is_plain(line)]
-    if any(map(_SURE.match, marked)) or any(map(_is_dense, marked)):
+    if any(map(SURE_LINE.match, marked)) or any(map(_is_dense, marked)):
         return False
-    return 2 * sum(1 for line in marked if _LIKELY.match(line)) < len(lines)
+    return 2 * sum(1 for line in marked if LIKELY_LINE.match(line)) < len(lines)
 
 
 def _is_plain(line: str) -> bool:
@@ -328,7 +249,7 @@ def _truncate_at(
 def _sample_lines(text: str) -> list[str]:
     """Return up to 400 lines, evenly spread, that are neither blank nor comments."""
     lines = [line for line in map(str.strip, text.split("\n")) if line]
-    lines = [line for line in lines if not line.startswith(_COMMENT) or _SURE.match(line[:200])]
+    lines = [line for line in lines if not line.startswith(_COMMENT) or SURE_LINE.match(line[:200])]
     lines = lines[:: 1 + len(lines) // _SAMPLED_LINES]
     # of a long line, the ends say enough, and no pattern takes long
     return [line if len(line) <= 200 else line[:150] + line[-50:] for line in lines]
@@ -360,7 +281,7 @@ def _is_configuration(text: str, lines: list[str]) -> bool:
     sections = sum(1 for line in lines if _SECTION.fullmatch(line))
     if sections and assigned >= 2 and sections + assigned >= 0.8 * len(lines):
         return True
-    likely = sum(1 for line in lines if _LIKELY.match(line) or line[0] in "@$.-")
+    likely = sum(1 for line in lines if LIKELY_LINE.match(line) or line[0] in "@$.-")
     return bool(rules) and 2 * (2 * rules + likely) >= len(lines)
 
 
