@@ -31,11 +31,11 @@ from hfstack.tokens.seams import answer_opening
 from hfstack.tokens.special_tokens import IGNORED_LABEL, padding_token_id
 from hfstack.training.callbacks import SampleTable
 
-_SHOWN_PROMPTS = 3  # held-out ones, where none are named
+_SHOWN_ANSWERS = 3  # held-out ones, where none are named
 
 
 @dataclass
-class AnswerArgs(ProbeArgs):
+class PromptArgs(ProbeArgs):
     """What a model is asked while it is trained on answers, and at the end."""
 
     answer_rows: int = 0
@@ -61,7 +61,7 @@ class AskedPrompts:
 
 
 def choose_prompts(
-    args: AnswerArgs,
+    args: PromptArgs,
     rows: Mapping[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
@@ -77,14 +77,14 @@ def choose_prompts(
     asked = prompts_with_references(
         held_out,
         tokenizer,
-        limit=max(args.answer_rows, _SHOWN_PROMPTS),
+        limit=max(args.answer_rows, _SHOWN_ANSWERS),
         longest=None if context is None else context - args.answer_tokens,
     )
 
     chat = "messages" in held_out.column_names
     own = encode_user_texts(args.sample_prompts, tokenizer, chat=chat)
     return AskedPrompts(
-        shown=own or [prompt for prompt, _ in asked[:_SHOWN_PROMPTS]],
+        shown=own or [prompt for prompt, _ in asked[:_SHOWN_ANSWERS]],
         scored=asked[: args.answer_rows],
         opening=answer_opening(tokenizer) if chat else "",
         max_new_tokens=args.answer_tokens,

@@ -7,12 +7,12 @@ from datasets import Dataset
 from hfstack.data.places import FindPlaces
 from hfstack.data.sources import DataArgs
 from hfstack.runs.run import Run
-from hfstack.tasks.sft.answers import AnswerArgs
+from hfstack.tasks.sft.answers import PromptArgs
 from hfstack.tasks.sft.columns import Columns, convert_rows, load_instructions
 
 
 @dataclass
-class SftArgs(AnswerArgs):
+class SftArgs(PromptArgs):
     """How rows are read, and what is kept and measured beside the upstream settings."""
 
     prompt_column: str = "prompt"
