@@ -12,7 +12,7 @@ writes  the model with its head (or the adapter and the head), rewards.svg, pair
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from accelerate import PartialState
 from trl import ModelConfig, RewardConfig, RewardTrainer
@@ -20,7 +20,6 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs
-from hfstack.errors import ConfigError
 from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import load_tokenizer
@@ -39,7 +38,7 @@ from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bi
 from hfstack.tasks.preferences.pictures import reward_histogram
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
-from hfstack.tokens.text_rows import Overlong
+from hfstack.tokens.text_rows import Overlong, read_overlong
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.saving import save_trained
@@ -52,13 +51,12 @@ class RewardArgs:
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id; the model's own by default."""
     overlong: Overlong = "fail"
-    """Pairs longer than --max_length or the model's context: fail, cut the prompt's beginning, or
-    drop the pair.
+    """Pairs longer than --max_length or the model's context: fail, truncate (the prompt at its
+    beginning), or drop the pair. cut is the old name of truncate.
     """
 
     def __post_init__(self) -> None:
-        if self.overlong not in get_args(Overlong):
-            raise ConfigError(f"overlong must be fail, cut or drop, got {self.overlong!r}")
+        self.overlong = read_overlong(self.overlong)
 
 
 def main(

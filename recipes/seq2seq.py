@@ -41,7 +41,7 @@ from hfstack.tasks.seq2seq.metrics import (
 from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer, seq2seq_trainer_settings
 from hfstack.tasks.shared.task_models import save_task
 from hfstack.tasks.shared.token_tasks import token_loss_func
-from hfstack.tokens.text_rows import Overlong
+from hfstack.tokens.text_rows import Overlong, read_overlong
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems
@@ -69,12 +69,17 @@ class Seq2SeqArgs:
     """Tokens of the longest source; by default what the model reads, at most 512."""
     max_target_length: int | None = None
     """Tokens of the longest target; by default what the model reads, at most 128."""
-    overlong: Overlong = "cut"
-    """Texts that are longer: cut their end, drop the row, or fail. They are counted and logged."""
+    overlong: Overlong = "truncate"
+    """Texts that are longer: truncate them, drop the row, or fail. They are counted and logged. cut
+    is the old name of truncate.
+    """
     early_stopping_patience: int | None = None
     """Stop after this many evaluations without a better --metric_for_best_model; needs
     --load_best_model_at_end.
     """
+
+    def __post_init__(self) -> None:
+        self.overlong = read_overlong(self.overlong)
 
 
 def main(

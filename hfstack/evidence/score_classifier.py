@@ -59,7 +59,7 @@ def load_classifier_scorer(args: ModelConfig, how: ScoreArgs) -> Scorer:
             "eval",
             tokenizer,
             max_length=limit,
-            overlong="cut",
+            overlong="truncate",
             skip_empty=how.on_bad_row != "fail",
         )
         batch = {} if how.batch_size is None else {"batch_size": how.batch_size}

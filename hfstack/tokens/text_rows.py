@@ -7,7 +7,7 @@ Legend: B rows of a batch, T tokens of the longest, C outputs of a model.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,22 @@ from hfstack.row_counts import RowCounts
 
 logger = get_logger(__name__)
 
-Overlong = Literal["cut", "fail", "drop"]
+Overlong = Literal["truncate", "drop", "fail", "cut"]
+"""What is done with a text that is too long; `cut` is the name of `truncate` before 0.2."""
+
+
+def read_overlong(value: str) -> Overlong:
+    """Return what `--overlong` says, by its name of today.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if value not in get_args(Overlong):
+        raise ConfigError(f"overlong must be truncate, drop or fail, got {value!r}")
+    if value == "cut":
+        logger.warning("--overlong cut is now --overlong truncate; the old name goes with 0.3")
+        return "truncate"
+    return cast(Overlong, value)
 
 
 def encode_texts(
@@ -168,10 +183,11 @@ def usable_rows(
 
         if overlong == "fail":
             raise DataError(
-                f"{fact}, first row {long[0] + 1}: --overlong cut or drop, or a larger --max_length"
+                f"{fact}, first row {long[0] + 1}: --overlong truncate or drop, or a larger "
+                "--max_length"
             )
 
-        done = "they are truncated" if overlong == "cut" else "they are left out"
+        done = "they are truncated" if overlong == "truncate" else "they are left out"
         logger.warning("%s: %s", fact, done)
         if overlong == "drop":
             row_counts.leave_out(name, "too long", len(set(long) - left_out))

@@ -299,7 +299,7 @@ def test_long_texts_are_counted_and_logged(
         == 8
     )
     with pytest.raises(
-        DataError, match="1 of 10 sources .*the first is text 4: --overlong cut or drop"
+        DataError, match="1 of 10 sources .*the first is text 4: --overlong truncate or drop"
     ):
         seq2seq(datasets=path, eval_fraction=0, overlong="fail", output_dir=tmp_path / "fail")
     caplog.clear()

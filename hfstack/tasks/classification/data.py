@@ -30,7 +30,13 @@ from hfstack.tasks.classification.labels import (
     label_targets,
     log_classes,
 )
-from hfstack.tokens.text_rows import Overlong, encode_texts, read_texts, usable_rows
+from hfstack.tokens.text_rows import (
+    Overlong,
+    encode_texts,
+    read_overlong,
+    read_texts,
+    usable_rows,
+)
 
 logger = get_logger(__name__)
 
@@ -61,8 +67,10 @@ class LabelArgs:
     """
     max_length: int | None = None
     """Longest text in tokens; by default what model and tokenizer can read."""
-    overlong: Overlong = "cut"
-    """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
+    overlong: Overlong = "truncate"
+    """Texts that are longer: truncate them, drop the row, or fail. They are counted and logged. cut
+    is the old name of truncate.
+    """
 
     def __post_init__(self) -> None:
         if isinstance(self.label_column, str):  # a YAML names one column without a list
@@ -74,8 +82,7 @@ class LabelArgs:
         if self.kind not in ("auto", *get_args(LabelKind)):
             known = ", ".join(get_args(LabelKind))
             raise ConfigError(f"kind must be auto, {known}, got {self.kind!r}")
-        if self.overlong not in get_args(Overlong):
-            raise ConfigError(f"overlong must be cut, drop or fail, got {self.overlong!r}")
+        self.overlong = read_overlong(self.overlong)
         self.task = None if self.task == "none" else self.task
         if self.task is not None:
             glue_task(self.task)

@@ -98,8 +98,8 @@ def encode_pairs(
 
     Args:
         max_length: most tokens of a prompt with its answer.
-        overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt,
-            then the end of the answer before its last token; or "drop" it. What was done is logged.
+        overlong: what to do with a pair that is longer: "fail"; "truncate" the prompt at its
+            beginning, then the answer before its last token; or "drop" it. What was done is logged.
         name: what messages call the rows.
 
     Raises:
@@ -125,7 +125,7 @@ def encode_pairs(
                 len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded
             )
 
-        if length <= max_length or overlong == "cut":
+        if length <= max_length or overlong == "truncate":
             chosen, rejected = (truncate_pair(*each, max_length=max_length) for each in encoded)
             # they differed only in what was truncated, or in what is one token to the tokenizer
             if chosen == rejected:
@@ -142,15 +142,15 @@ def encode_pairs(
         if overlong == "fail" or (too_long == total and overlong == "drop"):
             raise DataError(
                 f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise "
-                "--max_length if the model's context allows it, or set --overlong cut (prompts "
-                "lose their beginning) or --overlong drop"
+                "--max_length if the model's context allows it, or set --overlong truncate "
+                "(prompts lose their beginning) or --overlong drop"
             )
 
         done = (
             f"truncated at the beginning of the prompt, {truncated_answers} of them in the answer "
             "too"
         )
-        logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
+        logger.warning("%s: %s", what, done if overlong == "truncate" else "left out")
 
     if not kept:
         raise DataError(

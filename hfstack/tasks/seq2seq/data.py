@@ -168,7 +168,7 @@ def encode_sources_and_targets(
     lengths: tuple[int, int],
     ends: Sequence[int],
     prefix: str = "",
-    overlong: Overlong = "cut",
+    overlong: Overlong = "truncate",
     name: str,
     held_out: bool = False,
 ) -> EncodedPairs:
@@ -180,7 +180,7 @@ def encode_sources_and_targets(
         lengths: most tokens of a source and of a target, the end included.
         ends: tokens that end a text; the first is added where the tokenizer adds none.
         prefix: put in front of each source, such as "translate English to German: ".
-        overlong: what to do with texts that are longer: cut their ends, drop the row, or fail.
+        overlong: what to do with texts that are longer: truncate them, drop the row, or fail.
         name: of the split, for messages.
         held_out: one row for each pair, its first target as the label, longest source first, so
             that a batch holds sources of about one length. Otherwise one row for each target, in
@@ -314,10 +314,10 @@ def _report_overlong(
 
     if overlong == "fail":
         raise DataError(
-            f"{fact}, the first is text {long[0] + 1}: --overlong cut or drop, or a larger "
-            f"--max_{kind}_length"
+            f"{fact}, the first is text {long[0] + 1}: --overlong truncate or drop, or a "
+            f"larger --max_{kind}_length"
         )
 
     logger.warning(
-        "%s: %s", fact, "they are truncated" if overlong == "cut" else "they are left out"
+        "%s: %s", fact, "they are truncated" if overlong == "truncate" else "they are left out"
     )

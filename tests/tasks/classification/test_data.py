@@ -55,7 +55,12 @@ def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.Mo
     assert labelled.labels.kind == ("regression" if task == "stsb" else "single_label")
     assert ("eval_mismatched" in labelled.splits) == (task == "mnli")
     encoded = encode_split(
-        labelled, "eval", tiny_bert_tokenizer(), max_length=16, overlong="cut", skip_empty=False
+        labelled,
+        "eval",
+        tiny_bert_tokenizer(),
+        max_length=16,
+        overlong="truncate",
+        skip_empty=False,
     )
     assert encoded.rows["labels"][:] == [0, 1, 0, 1]
     pair = classify_data.glue_task(task).columns[1] is not None
@@ -120,8 +125,9 @@ def test_mistakes(tmp_path: Path):
         ConfigError, match="kind must be auto, single_label, multi_label, regression, got 'many'"
     ):
         LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
+    with pytest.raises(ConfigError, match="overlong must be truncate, drop or fail, got 'crop'"):
         LabelArgs(overlong="crop")  # pyright: ignore[reportArgumentType]
+    assert LabelArgs(overlong="cut").overlong == "truncate"  # the name before 0.2
 
 
 @pytest.mark.shared
@@ -140,7 +146,7 @@ def test_real_sets_as_they_are(shared_data: Path):
     chinese = load("chnsenticorp_hotel", label_name_column="label_name")
     tokenizer = tiny_bert_tokenizer()
     encoded = encode_split(
-        chinese, "eval", tokenizer, max_length=64, overlong="cut", skip_empty=False
+        chinese, "eval", tokenizer, max_length=64, overlong="truncate", skip_empty=False
     )
     assert max(encoded.rows["length"]) == 64 and set(encoded.targets) == {0, 1}
 
@@ -185,7 +191,7 @@ def test_bad_labels_are_named_by_file_and_line_after_the_split(tmp_path: Path):
         datasets=[Source(str(write_reviews(tmp_path, rows)))], eval_datasets=[Source(str(dev))]
     )
     labelled = load_labelled(args, LabelArgs())
-    encode: Any = {"tokenizer": tiny_bert_tokenizer(), "max_length": 32, "overlong": "cut"}
+    encode: Any = {"tokenizer": tiny_bert_tokenizer(), "max_length": 32, "overlong": "truncate"}
     with pytest.raises(DataError, match=r"^\S*dev\.jsonl line 5: label is 'ugly', which is none"):
         encode_split(labelled, "eval", **encode, skip_empty=False)
     with pytest.raises(DataError, match=r"^\S*reviews\.csv line 11: the text is empty; remove"):

@@ -409,21 +409,21 @@ def test_shorten_takes_the_prompt_first_and_never_the_last_token():
 def test_long_pairs_fail_are_cut_or_dropped(tiny_tokenizer):
     rows = [pair("Once upon a time " * 20, "yes", "no"), pair("a", "yes", "no")]
     with pytest.raises(
-        DataError, match=r"train: 1 of 2 pairs are longer than 40 tokens .* --overlong cut"
+        DataError, match=r"train: 1 of 2 pairs are longer than 40 tokens .* --overlong truncate"
     ):
         encode_pairs(rows, tiny_tokenizer, max_length=40)
-    encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="cut")
+    encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="truncate")
     assert kept == [0, 1] and len(encoded[0]["chosen_ids"]) == 40
     assert tiny_tokenizer.decode(encoded[0]["chosen_ids"]).endswith("time yes<|endoftext|>")
     encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="drop")
     assert kept == [1] and len(encoded) == 1
     # they differ only where they are cut
     same_end = pair("a", "fox " * 60 + "ran", "fox " * 60 + "fell")
-    assert encode_pairs([rows[1], same_end], tiny_tokenizer, max_length=40, overlong="cut")[1] == [
-        0
-    ]
+    assert encode_pairs([rows[1], same_end], tiny_tokenizer, max_length=40, overlong="truncate")[
+        1
+    ] == [0]
     with pytest.raises(DataError, match="no pair is left"):
-        encode_pairs([same_end], tiny_tokenizer, max_length=40, overlong="cut")
+        encode_pairs([same_end], tiny_tokenizer, max_length=40, overlong="truncate")
     with pytest.raises(DataError, match=r"1 of 1 pairs"):
         encode_pairs(rows[:1], tiny_tokenizer, max_length=40, overlong="drop")
 

@@ -80,14 +80,16 @@ def test_targets_are_learned_one_by_one_and_held_out_together(tiny_tokenizer, ca
     )
     with pytest.raises(
         DataError,
-        match="1 of 5 sources .* the first is text 3: --overlong cut or drop, or a larger",
+        match="1 of 5 sources .* the first is text 3: --overlong truncate or drop, or a larger",
     ):
         encode_sources_and_targets(pairs, lengths=(6, 40), overlong="fail", name="train", **common)
     with pytest.raises(DataError, match="train: no row is left of 1"):
         encode_sources_and_targets(
             pairs[1:2], lengths=(6, 40), overlong="drop", name="train", **common
         )
-    with pytest.raises(ConfigError, match="--overlong is 'shrink': choose one of cut, fail, drop"):
+    with pytest.raises(
+        ConfigError, match="--overlong is 'shrink': choose one of truncate, drop, fail"
+    ):
         encode_sources_and_targets(
             pairs, lengths=(6, 40), overlong="shrink", name="train", **common
         )  # type: ignore[arg-type]
