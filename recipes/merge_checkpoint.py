@@ -56,7 +56,7 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
         newest = newest_checkpoint(checkpoint)
         if newest is None:
             raise CheckpointError(
-                f"{checkpoint} holds no whole checkpoint-<step>; name one with --checkpoint"
+                f"{checkpoint} holds no complete checkpoint-<step>; name one with --checkpoint"
             )
         checkpoint = newest
 
@@ -73,7 +73,7 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
 
         # run
         if (damage := find_damage(checkpoint)) is not None:
-            raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
+            raise CheckpointError(f"{checkpoint} is no complete checkpoint: {damage}; name another")
         run.record_inputs(checkpoint.parent)
         beside = [path for pattern in TOKENIZER_FILES for path in checkpoint.glob(pattern)]
         for path in beside:

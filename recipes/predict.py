@@ -66,7 +66,7 @@ class PredictArgs:
     batch_size: int = 32
     """Rows of a forward pass."""
     max_length: int | None = None
-    """Longest text in tokens, the rest is cut; by default what the model was trained with."""
+    """Longest text in tokens, the rest is truncated; by default what the model was trained with."""
     max_rows: int | None = None
     """Predict at most this many rows of each dataset; all by default."""
     on_bad_row: OnBadRow = "fail"

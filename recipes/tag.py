@@ -67,8 +67,8 @@ class TagArgs:
     BMES: fail, repair (make them whole) or keep.
     """
     max_length: int | None = None
-    """Tokens of a window; longer sentences are cut between words. By default what the model reads,
-    at most 512.
+    """Tokens of a window; longer sentences are split between words. By default what the model
+    reads, at most 512.
     """
     attention_dropout: float | None = 0.0
     """Dropout of attention weights while training; on a CPU any other than 0 is slow."""

@@ -234,9 +234,9 @@ class ChatSession:
         if self._interrupted:
             _note("(stopped)")
         elif not completion.finished and completion.tokens >= self.max_new_tokens:
-            _note(f"(cut at max_new_tokens={self.max_new_tokens})")
+            _note(f"(truncated at max_new_tokens={self.max_new_tokens})")
         elif not completion.finished:
-            _note(f"(cut at the end of the context of {model.context} tokens)")
+            _note(f"(truncated at the end of the context of {model.context} tokens)")
 
     def _choose(self, message: str, shown: list[ChatModel], answers: list[str]) -> int:
         """Ask which answer is better, keep the pair, and return the answer to go on with."""

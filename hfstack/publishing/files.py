@@ -350,5 +350,5 @@ def _check_complete(folder: Path, kind: PublishedKind, names: set[str]) -> None:
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {missing[0]}, which {WEIGHTS_INDEX} lists: "
-                "the weights are not whole"
+                "the weights are incomplete"
             )

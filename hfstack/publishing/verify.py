@@ -120,7 +120,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
     if not is_inside(path, folder) or not path.is_file():
         raise CheckpointError(
-            f"{folder} lacks {name}, which {PUBLICATION} lists: it was not published whole"
+            f"{folder} lacks {name}, which {PUBLICATION} lists: the publication is incomplete"
         )
 
     found = make_item(name, path)

@@ -214,7 +214,7 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False, deep: bool = T
     """
     damage = find_damage(path, needs_manifest=needs_manifest, deep=deep)
     if damage is not None:
-        raise CheckpointError(f"{path} is no whole checkpoint: {damage}; name another")
+        raise CheckpointError(f"{path} is no complete checkpoint: {damage}; name another")
 
     missing = [what for what, there in _find_training_state(path).items() if not there]
     if missing:

@@ -129,7 +129,7 @@ def read_run(directory: str | Path) -> RunRecord:
         ) from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is not a whole run record: {reason}") from None
+        raise CheckpointError(f"{path} is not a complete run record: {reason}") from None
 
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:

@@ -154,7 +154,9 @@ def refuse_odd_record(values: Any, record: type[Any], path: Path) -> None:
         if field.name not in values:
             is_needed = field.default is field.default_factory is dataclasses.MISSING
             if is_needed:
-                raise CheckpointError(f"{path} is not a whole run record: {field.name} is missing")
+                raise CheckpointError(
+                    f"{path} is not a complete run record: {field.name} is missing"
+                )
             continue
         hint = _FINER.get(field.name) or typing.get_type_hints(record)[field.name]
         refuse_misfit({field.name: values[field.name]}, dict[str, hint], path, CheckpointError)

@@ -122,7 +122,9 @@ def choose_checkpoint(
             # its files have just been read
             return path, check_checkpoint(path, needs_manifest=strict, deep=False), {}
         if asked is not None:
-            logger.warning("no whole checkpoint in %s yet: starting from the first step", directory)
+            logger.warning(
+                "no complete checkpoint in %s yet: starting from the first step", directory
+            )
         return None
 
     # A checkpoint that is named may lie in another run's directory.

@@ -31,7 +31,9 @@ def read_overlong(value: str) -> Overlong:
     if value not in get_args(Overlong):
         raise ConfigError(f"overlong must be truncate, drop or fail, got {value!r}")
     if value == "cut":
-        logger.warning("--overlong cut is now --overlong truncate; the old name goes with 0.3")
+        logger.warning(
+            "--overlong cut is now --overlong truncate; the old name will be removed in 0.3"
+        )
         return "truncate"
     return cast(Overlong, value)
 

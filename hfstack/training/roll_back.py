@@ -139,8 +139,8 @@ class RollBackSpikes(SkipSpikes):
 
         if chosen[0] is None:
             logger.warning(
-                "no whole checkpoint is %d steps older, so nothing but this step is left out; keep "
-                "more of them by --save_total_limit",
+                "no complete checkpoint is %d steps older, so nothing but this step is left out; "
+                "keep more of them by --save_total_limit",
                 self.steps_before,
             )
             return step

@@ -68,7 +68,7 @@ def test_it_introduces_itself_answers_and_leaves_at_the_end(
         "sampling: temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, max_new_tokens=4",
         "/help for commands, Ctrl-D to leave",
     ]
-    assert err[3] == "(cut at max_new_tokens=4)"
+    assert err[3] == "(truncated at max_new_tokens=4)"
 
 
 def test_once_is_the_same_answer_and_nothing_else_on_stdout(
@@ -76,7 +76,7 @@ def test_once_is_the_same_answer_and_nothing_else_on_stdout(
 ) -> None:
     _, talked, _ = type_lines(chat_folder, "The fox")
     code, out, err = type_lines(chat_folder, prompt="The fox")
-    assert (code, out, err) == (0, talked, ["(cut at max_new_tokens=4)"])
+    assert (code, out, err) == (0, talked, ["(truncated at max_new_tokens=4)"])
 
 
 def test_undo_and_new_take_back_what_was_said(chat_folder: str, type_lines: Any) -> None:
@@ -93,7 +93,8 @@ def test_settings_are_shown_set_and_checked(chat_folder: str, type_lines: Any) -
     _, out, err = type_lines(chat_folder, *lines, *wrong)
     assert len(out) == 1
     assert err[4].startswith("temperature=0.5, top_p=1.0,")
-    assert err[6].endswith("max_new_tokens=2, seed=7") and err[7] == "(cut at max_new_tokens=2)"
+    assert err[6].endswith("max_new_tokens=2, seed=7")
+    assert err[7] == "(truncated at max_new_tokens=2)"
     assert err[8:13] == [
         "--top_p must be in (0, 1], got 2.0",
         "top_k takes a whole number, got 'x': /set top_k=...",
@@ -126,7 +127,7 @@ def test_plain_text_goes_on_at_an_empty_line_and_is_saved_whole(
     lines = ["", "Once", "", "The owl", "/save texts.jsonl", "/save", "/save x.txt", "/help"]
     _, out, err = type_lines(str(tiny_llama), *lines)
     assert "plain text is continued, its tokenizer has no chat template" in err[0]
-    assert "there is no text yet to go on with" in err
+    assert "there is no text yet to continue" in err
     assert "(2 rows appended to texts.jsonl)" in err
     assert "/save needs a file: /save FILE.jsonl" in err
     assert any("give a name that ends in .jsonl" in line for line in err)

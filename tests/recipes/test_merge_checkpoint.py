@@ -58,7 +58,7 @@ def test_a_model_by_name_brings_config_and_tokenizer(
 def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="--checkpoint is required"):
         run_recipe("merge_checkpoint", "--output_dir", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint-<step>"):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint-<step>"):
         run_recipe("merge_checkpoint", "--checkpoint", tmp_path, "--output_dir", tmp_path / "out")
     # a link out of the checkpoint would become a file of the model that is published
     name = "chat_template.jinja"
@@ -71,6 +71,6 @@ def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json"}
     (checkpoint / SHARD).unlink()
     with pytest.raises(
-        CheckpointError, match=f"is no whole checkpoint: {SHARD} is missing; name another"
+        CheckpointError, match=f"is no complete checkpoint: {SHARD} is missing; name another"
     ):
         run_recipe("merge_checkpoint", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out")

@@ -196,7 +196,7 @@ def test_bad_input_is_one_line(search, inputs: Path, tmp_path: Path) -> None:
         ({"datasets": nothing}, DataError, "passage 2: passage is '', not text"),
         ({"passage_column": "text"}, DataError, "has no column 'text'.*set --passage_column"),
         ({"queries_file": asked}, DataError, "query 1: query is missing, found question; set"),
-        ({"index": tmp_path, "datasets": None}, CheckpointError, "holds no whole index: search"),
+        ({"index": tmp_path, "datasets": None}, CheckpointError, "holds no complete index: search"),
         ({"top": 0}, ConfigError, "--top must be at least 1"),
         ({"reranker": inputs / "model"}, CheckpointError, "is an embedding model"),
         ({"model_name_or_path": tmp_path / "none"}, CheckpointError, "no such directory"),

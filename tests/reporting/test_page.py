@@ -467,11 +467,11 @@ def test_runs_are_found_ordered_and_labelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1, "recipe": "cle', "not a whole run record"),
+        ('{"schema": 1, "recipe": "cle', "not a complete run record"),
         ("[]", r"it is \[\], not a mapping; it was edited or damaged"),
-        ("[" * 9999, "not a whole run record: it is nested too deeply"),
+        ("[" * 9999, "not a complete run record: it is nested too deeply"),
         ('{"schema": 1, "schema": 1}', "the key 'schema' occurs twice"),
-        ('{"schema": 1}', "not a whole run record: recipe is missing"),
+        ('{"schema": 1}', "not a complete run record: recipe is missing"),
         (None, "no run.json in it or 2 levels down"),
     ],
 )

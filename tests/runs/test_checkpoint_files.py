@@ -156,7 +156,7 @@ def test_named_by_hand_a_torn_one_is_refused_in_one_line_and_stays(tmp_path: Pat
     flip_a_byte(path / "optimizer.pt")
     with pytest.raises(
         CheckpointError,
-        match=r"checkpoint-20 is no whole checkpoint: optimizer\.pt is not what was",
+        match=r"checkpoint-20 is no complete checkpoint: optimizer\.pt is not what was",
     ) as e:
         check_checkpoint(path)
     assert "\n" not in str(e.value) and path.is_dir()

@@ -213,7 +213,7 @@ def test_unwritable_output_dir(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}'])
 def test_half_a_record_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match="is not a whole run record|is .., not a mapping"):
+    with pytest.raises(CheckpointError, match="is not a complete run record|is .., not a mapping"):
         read_run(tmp_path)
 
 

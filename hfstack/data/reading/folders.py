@@ -111,7 +111,7 @@ def _files_at(file: Path, split: str, document: Document) -> list[DataFile]:
         with zipfile.ZipFile(file) as archive:
             entries = [one for one in archive.infolist() if not one.is_dir()]
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{file}: this is no whole zip archive: {error}") from error
+        raise DataError(f"{file}: this is no complete zip archive: {error}") from error
 
     # All together: members may lie over one another, so that each seems to be packed well.
     refuse_bomb(file, sum(one.file_size for one in entries), file.stat().st_size)

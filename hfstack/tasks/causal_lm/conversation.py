@@ -42,7 +42,7 @@ class Conversation:
             DataError: there is none.
         """
         if not self.exchanges:
-            raise DataError("there is no text yet to go on with")
+            raise DataError("there is no text yet to continue")
         return "".join(self.exchanges[-1])
 
     def rows(self, *, chat: bool) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def explain_text(
             only.
         steps: points of the path; doubled until the delta is at most `tolerance` of the logit
             difference, up to `most_steps`.
-        max_length: tokens after which the text is cut.
+        max_length: tokens after which the text is truncated.
 
     Raises:
         DataError: the text is empty, or there is no such label.

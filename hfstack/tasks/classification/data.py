@@ -77,7 +77,9 @@ class LabelArgs:
             self.label_column = [self.label_column]
         if self.kind in OLD_KINDS:
             new = OLD_KINDS[self.kind]
-            logger.warning("--kind %s is now --kind %s; the old name goes with 0.3", self.kind, new)
+            logger.warning(
+                "--kind %s is now --kind %s; the old name will be removed in 0.3", self.kind, new
+            )
             self.kind = new
         if self.kind not in ("auto", *get_args(LabelKind)):
             known = ", ".join(get_args(LabelKind))

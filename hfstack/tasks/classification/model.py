@@ -50,7 +50,7 @@ class ClassifierInfo:
     text_column: str = "text"
     text_pair_column: str | None = None
     max_length: int | None = None
-    """Tokens of the longest text that it was trained on; longer ones are cut."""
+    """Tokens of the longest text that it was trained on; longer ones are truncated."""
     temperature: float = 1.0
     """What logits are divided by before the softmax, or the sigmoid, so that probabilities mean
     what they say.

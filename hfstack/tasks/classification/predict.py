@@ -93,7 +93,7 @@ def load_classify_predictor(
 
     Args:
         columns: of the texts; None for those that the model was trained on.
-        max_length: tokens after which a text is cut; None for what it was trained with.
+        max_length: tokens after which a text is truncated; None for what it was trained with.
 
     Raises:
         CheckpointError: there is no whole classifier.
@@ -136,7 +136,7 @@ def _encode_rows(
     # The tokenizer truncates, since it knows which of a pair to shorten and keeps special tokens.
     long = sum(len(row["input_ids"]) > max_length for row in encoded)
     logger.warning(
-        "%d of rows %d to %d are cut at %d tokens",
+        "%d of rows %d to %d are truncated at %d tokens",
         long,
         first_row,
         first_row + len(rows) - 1,

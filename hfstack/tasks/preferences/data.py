@@ -437,8 +437,8 @@ def _report(
 
     if counts.parted_early:
         logger.info(
-            "%s: %d pairs part before their last turn: of what follows the assistant's turns are "
-            "trained, and a reward model reads all of it",
+            "%s: %d pairs diverge before their last turn: of what follows the assistant's turns "
+            "are trained, and a reward model reads all of it",
             name,
             counts.parted_early,
         )

@@ -111,7 +111,8 @@ def train_answers_alone(
             "--max_length, so that these turns cannot be masked; raise it, or shorten the answers"
         )
     logger.info(
-        "%d answers go on behind turns of the user or of tools: the assistant's alone are trained",
+        "%d answers continue after turns of the user or of tools: the assistant's alone are "
+        "trained",
         len(found),
     )
 

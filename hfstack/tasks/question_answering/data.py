@@ -288,7 +288,7 @@ def encode_questions(
         len(questions),
         len(windows),
         max_length,
-        f"; {cut} questions cut at {longest} tokens" if cut else "",
+        f"; {cut} questions truncated at {longest} tokens" if cut else "",
     )
 
     return windows

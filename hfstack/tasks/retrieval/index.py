@@ -114,7 +114,7 @@ def build_index(
     """
     done = _begin(folder, identity)
     if done:
-        logger.info("%s: going on after %d passages", folder, done)
+        logger.info("%s: continuing after %d passages", folder, done)
     stream = iter(rows)
     if sum(1 for _ in islice(stream, done)) < done:
         raise DataError(f"{folder} has more passages than there are rows: remove it")
@@ -241,7 +241,7 @@ class PassageIndex:
         exact: read all vectors, even where there is a graph.
 
     Raises:
-        CheckpointError: there is no whole index, or it was built with another model.
+        CheckpointError: there is no complete index, or it was built with another model.
     """
 
     def __init__(self, folder: Path, *, model_hash: str, exact: bool = False) -> None:
@@ -308,7 +308,7 @@ def read_index(folder: Path) -> IndexInfo:
     if not path.is_file():
         begun = (folder / _BEGUN).is_file()
         why = "its building was interrupted, run it again" if begun else "search builds one"
-        raise CheckpointError(f"{folder} holds no whole index: {why}")
+        raise CheckpointError(f"{folder} holds no complete index: {why}")
     try:
         info = IndexInfo(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -319,5 +319,5 @@ def read_index(folder: Path) -> IndexInfo:
     size = 4 * info.passages * info.dimensions
     vectors = folder / _VECTORS
     if not vectors.is_file() or vectors.stat().st_size != size:
-        raise CheckpointError(f"{vectors} is not whole: build the index again")
+        raise CheckpointError(f"{vectors} is incomplete: build the index again")
     return info

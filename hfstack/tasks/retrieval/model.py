@@ -203,7 +203,7 @@ def _check_base(args: ModelConfig, wanted: Sequence[ModelKind]) -> Contents:
             "with pretrain_mlm or pretrain_clm"
         )
     if args.load_in_4bit or args.load_in_8bit:
-        raise ConfigError("--load_in_4bit and --load_in_8bit: embed reads whole weights only")
+        raise ConfigError("--load_in_4bit and --load_in_8bit: embed reads unquantised weights only")
 
     found = identify_model(name, args.model_revision)
     if found.adapter:

@@ -32,7 +32,7 @@ def load_embed_predictor(
     Args:
         columns: of the text, by default the passage that the model was trained on, and of a second
             one, or None.
-        max_length: tokens after which a text is cut; None for what the model is set to.
+        max_length: tokens after which a text is truncated; None for what the model is set to.
 
     Raises:
         CheckpointError: there is no whole embedding model.
@@ -66,7 +66,7 @@ def load_rerank_predictor(
 
     Args:
         columns: of the two texts; None for those that the model was trained on.
-        max_length: tokens after which a pair is cut; None for what the model is set to.
+        max_length: tokens after which a pair is truncated; None for what the model is set to.
 
     Raises:
         CheckpointError: there is no whole reranker.

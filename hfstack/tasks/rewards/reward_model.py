@@ -176,7 +176,7 @@ class RewardModel:
     def _warn_once(self, key: str, what: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            logger.warning("reward model %s %s (said once)", self.name, what)
+            logger.warning("reward model %s %s (logged once)", self.name, what)
 
     def compare_tokenizer(self, policy: PreTrainedTokenizerBase) -> None:
         """Log whether the reward model's tokenizer differs from the policy's."""

@@ -148,7 +148,7 @@ def write_predictions(
 
     done = _whole_lines(begun)
     if done:
-        logger.info("%s: going on after %d rows", path, done)
+        logger.info("%s: continuing after %d rows", path, done)
 
     stream = iter(rows)
     if sum(1 for _ in islice(stream, done)) < done:

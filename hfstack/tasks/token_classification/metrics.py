@@ -279,7 +279,7 @@ def load_tag_predictor(
     Args:
         columns: of the text; the second is not used. None for the one that the model was trained
             on.
-        max_length: tokens of a window; longer texts are cut between words.
+        max_length: tokens of a window; longer texts are split between words.
 
     Raises:
         CheckpointError: there is no whole tagger.

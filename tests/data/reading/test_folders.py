@@ -196,5 +196,5 @@ def test_archives_without_data_or_damaged_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.zip: this archive holds no data file"):
         expand_files(str(packed))
     packed.write_bytes(packed.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"a\.zip: this is no whole zip archive"):
+    with pytest.raises(DataError, match=r"a\.zip: this is no complete zip archive"):
         expand_files(str(packed))

@@ -490,7 +490,8 @@ def test_shards_have_to_be_whole(tmp_path: Path, tiny_llama: Path):
     assert len(shards) > 1
     (tmp_path / shards[-1]).unlink()
     with pytest.raises(
-        CheckpointError, match="which model.safetensors.index.json lists: the weights are not whole"
+        CheckpointError,
+        match="which model.safetensors.index.json lists: the weights are incomplete",
     ):
         published_files(tmp_path, kind, {})
     model.save_pretrained(tmp_path)
