@@ -190,6 +190,22 @@ def test_code_reads_in_paragraphs(path: Path):
             )
 
 
+def test_the_code_reads_as_docs_decisions_says():
+    """The bounds of the table there; `python benchmarks/readability.py .` prints the figures."""
+    spec = importlib.util.spec_from_file_location("readability", ROOT / "benchmarks/readability.py")
+    assert spec is not None and spec.loader is not None
+    readability = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readability)
+
+    figures = readability.measure(ROOT)
+    assert figures["blank or comment, % of bodies of 25+ lines"] >= 12
+    assert figures["longest unbroken block, median lines"] <= 14
+    assert figures["lines over 100 columns, %"] < 1
+    assert figures["names defined in several files"] < 30
+    share, pair = figures["nearest recipes, % equal"].split(" ", 1)
+    assert int(share) <= 50, f"{pair} are too much alike: share it through the task's package"
+
+
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES, *BENCHMARKS, *TESTS], ids=label)
 def test_no_line_is_over_100_columns(path: Path):
     """Links alone are longer; `fmt: skip` would hide a line from the formatter."""
