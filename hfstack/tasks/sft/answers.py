@@ -81,7 +81,7 @@ def choose_prompts(
         longest=None if context is None else context - args.answer_tokens,
     )
 
-    chat = "messages" in held_out.column_names
+    chat = "messages" in rows["train"].column_names
     own = encode_user_texts(args.sample_prompts, tokenizer, chat=chat)
     return AskedPrompts(
         shown=own or [prompt for prompt, _ in asked[:_SHOWN_ANSWERS]],
