@@ -70,7 +70,7 @@ class Seq2SeqArgs:
     max_target_length: int | None = None
     """Tokens of the longest target; by default what the model reads, at most 128."""
     overlong: Overlong = "truncate"
-    """Longer texts: truncate (was called cut), drop the row or fail. They are counted and logged."""
+    """Longer texts: truncate (formerly cut), drop the row or fail; they are counted and logged."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations without a better --metric_for_best_model; needs
     --load_best_model_at_end.

@@ -68,7 +68,7 @@ class LabelArgs:
     max_length: int | None = None
     """Longest text in tokens; by default what model and tokenizer can read."""
     overlong: Overlong = "truncate"
-    """Longer texts: truncate (was called cut), drop the row or fail. They are counted and logged."""
+    """Longer texts: truncate (formerly cut), drop the row or fail; they are counted and logged."""
 
     def __post_init__(self) -> None:
         if isinstance(self.label_column, str):  # a YAML names one column without a list
