@@ -1,12 +1,14 @@
 """Prove that a causal model is trained on its own loss of the next token.
 
-Three things that no error shows, each measured on the model itself:
+Four things that no error shows, each measured on the model itself:
 
 - A family that `AutoModelForCausalLM` loads may read what follows a position (XLNet, CPM-Ant): what
   it learns to copy cannot be predicted when it generates.
 - The Trainer counts labels behind the first of each row only where it knows the loss by the class's
   name. GPT-2's and BERT's it does not, and their loss comes out too small by that label. BART's
   decoder scores each token at its own place, where it was read.
+- With `label_smoothing_factor` it shifts the labels of the classes that it knows by name alone: a
+  GRU would learn to repeat the token that it reads.
 - TRL's trainers multiply the last hidden states by the output embedding. In BERT, RoBERTa and
   ModernBERT's decoder a transform stands between the two, and other scales and soft caps have names
   that TRL does not look for.
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer_pt_utils import LabelSmoother
 from trl.trainer.utils import FusedCausalLMOutput
 
 from hfstack.errors import ConfigError
@@ -59,6 +62,8 @@ def settle_next_token_loss(trainer: Trainer) -> None:
 
     # what upstream decides by the name of the class; position 0 has nothing before it
     cast(Any, trainer)._loss_shifts_labels = True
+    if trainer.label_smoother is not None and _computes_as_upstream(trainer):
+        trainer.compute_loss_func = functools.partial(smoothed_loss, trainer.label_smoother)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
 
@@ -89,6 +94,16 @@ def next_token_loss(
     """
     items: Any = num_items_in_batch
     return ForCausalLMLoss(outputs.logits, labels, vocabulary, num_items_in_batch=items)
+
+
+def smoothed_loss(
+    smoother: LabelSmoother,
+    outputs: Any,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Return the mean smoothed loss of the next tokens; shapes as in `next_token_loss`."""
+    return smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
 
 
 def use_own_logits(model: Any, *, temperature: float = 1.0) -> bool:
@@ -203,9 +218,13 @@ def _refuse_reading_ahead(model: Any) -> None:
 
 def _uses_own_loss(trainer: Trainer, model: Any) -> bool:
     """Return whether the loss is the one that the model's class computes."""
+    return _computes_as_upstream(trainer) and not hasattr(model.forward, LOSS_OF_ITS_OWN)
+
+
+def _computes_as_upstream(trainer: Trainer) -> bool:
+    """Return whether neither Trainer nor recipe replaces the model's loss."""
     replaced = type(trainer).compute_loss is not Trainer.compute_loss
-    own = hasattr(model.forward, LOSS_OF_ITS_OWN)
-    return not replaced and not own and trainer.compute_loss_func is None
+    return not replaced and trainer.compute_loss_func is None
 
 
 def _loss_is_shifted(model: Any) -> bool:

@@ -44,10 +44,18 @@ _OF_PREDICTIONS = dict.fromkeys(
 
 _OF_PAIRS = {"label_smoothing_factor": _OWN_LOSS, "average_tokens_across_devices": _OWN_LOSS}
 _OF_SENTENCE_TRANSFORMERS = ("SentenceTransformerTrainer", "CrossEncoderTrainer")
+_OWN_BATCHES = "batches are drawn so that no text is twice in one"
 _OF_TEXTS = _OF_PAIRS | {
     "include_num_input_tokens_seen": _OWN_COUNT,
-    "train_sampling_strategy": "batches are drawn so that no text is twice in one",
+    "train_sampling_strategy": _OWN_BATCHES,
+    "length_column_name": _OWN_BATCHES,
+    "data_seed": "--seed decides the order of the batches",
+    "dataloader_multiprocessing_context": "sentence-transformers makes the loader",
+    "dataloader_in_order": "sentence-transformers makes the loader",
+    "neftune_noise_alpha": "texts are read by modules of sentence-transformers",
 }
+# the loss of two places in a row, which are no labels of tokens
+_OF_SPANS = {"label_smoothing_factor": _OWN_LOSS, "average_tokens_across_devices": _OWN_LOSS}
 # What TRL's trainers do with a model, a tokenizer or rows that a recipe has made itself: nothing,
 # or half of it, such as to save another end than was trained.
 _OF_MODEL = {
@@ -127,6 +135,12 @@ def refuse_unread_of(trainer: Trainer) -> None:
     Raises:
         ConfigError: naming the first such option.
     """
+    refuse_unread(trainer.args, unread_by(trainer))
+    refuse_unread_settings(trainer.args)
+
+
+def unread_by(trainer: Trainer) -> dict[str, str]:
+    """Return the options that the given Trainer does not read, each with the reason."""
     unread = dict(_UNREAD_BY_ALL)
     if trainer.compute_metrics is None and not isinstance(trainer, Seq2SeqTrainer):
         unread |= _OF_PREDICTIONS
@@ -136,8 +150,9 @@ def refuse_unread_of(trainer: Trainer) -> None:
         if upstream.__name__ in _OF_SENTENCE_TRANSFORMERS:
             unread.pop("prediction_loss_only", None)
 
-    refuse_unread(trainer.args, unread)
-    refuse_unread_settings(trainer.args)
+    if "start_positions" in trainer.label_names:
+        unread |= _OF_SPANS
+    return unread
 
 
 def refuse_unread_settings(args: TrainingArguments) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from hfstack.errors import ConfigError
+from hfstack.models.gru import GRUConfig
 from hfstack.training.next_token import settle_next_token_loss, use_own_logits
 
 SIZES: Any = {
@@ -38,6 +39,8 @@ FAMILIES = {
         **SIZES, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     ),
     "llama": LlamaConfig(**SIZES),
+    # upstream knows the name of neither its class nor its loss
+    "gru": GRUConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, dropout=0.0),
     # its loss scores each token at the place where it was read
     "bart": BartConfig(
         **SIZES,
@@ -73,8 +76,11 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_logged_loss_is_the_mean_over_what_follows(family: str, tmp_path) -> None:
+def test_the_logged_loss_is_the_mean_over_what_follows(
+    family: str, smoothing: float, tmp_path
+) -> None:
     lengths = (5, 9, 3, 12)  # unequal rows, in parts of two
     generator = torch.Generator().manual_seed(1)
     rows = [
@@ -87,7 +93,8 @@ def test_the_logged_loss_is_the_mean_over_what_follows(family: str, tmp_path) ->
         ids = torch.tensor(row["input_ids"])
         with torch.no_grad():
             logits = model(input_ids=ids[None], use_cache=False).logits[0]
-        total += float(cross_entropy(logits[:-1], ids[1:], reduction="sum"))
+        kind: dict[str, Any] = {"reduction": "sum", "label_smoothing": smoothing}
+        total += float(cross_entropy(logits[:-1], ids[1:], **kind))
     expected = total / sum(length - 1 for length in lengths)
 
     trainer = Trainer(
@@ -99,6 +106,7 @@ def test_the_logged_loss_is_the_mean_over_what_follows(family: str, tmp_path) ->
             save_strategy="no",
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
+            label_smoothing_factor=smoothing,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
@@ -117,7 +125,8 @@ def test_the_logged_loss_is_the_mean_over_what_follows(family: str, tmp_path) ->
     ids = torch.tensor(rows[0]["input_ids"])
     with torch.no_grad():
         logits = model_of(family)(input_ids=ids[None], use_cache=False).logits[0]
-    assert held_out == pytest.approx(float(cross_entropy(logits[:-1], ids[1:])), rel=1e-5)
+    expected = float(cross_entropy(logits[:-1], ids[1:], label_smoothing=smoothing))
+    assert held_out == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_that_reads_ahead_is_refused(tmp_path) -> None:

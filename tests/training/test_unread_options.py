@@ -1,5 +1,6 @@
 """Options that a Trainer does not read are refused, in one line, for each kind of trainer."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import TrainingArguments
 from trl.experimental.orpo import ORPOConfig
 
 from hfstack.errors import ConfigError
-from hfstack.training.unread_options import refuse_unread_of
+from hfstack.training.unread_options import refuse_unread_of, unread_by
 
 
 def made(folder: Path, name: str, config: Any = TrainingArguments, **settings: Any) -> Any:
@@ -18,12 +19,79 @@ def made(folder: Path, name: str, config: Any = TrainingArguments, **settings: A
     args = config(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none")
     for setting, value in settings.items():
         setattr(args, setting, value)
-    return type(name, (SimpleNamespace,), {})(args=args, compute_metrics=None)
+    return type(name, (SimpleNamespace,), {})(args=args, compute_metrics=None, label_names=[])
+
+
+# What upstream's Trainer reads for every recipe. A new option has to be put here or refused.
+READ = """
+    output_dir per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+    num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
+    optim optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon
+    max_grad_norm bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu torch_empty_cache_steps
+    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
+    use_liger_kernel liger_kernel_config use_cache full_determinism seed debug
+    skip_memory_metrics auto_find_batch_size ignore_data_skip remove_unused_columns label_names
+    logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
+    trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start
+    do_eval eval_use_gather_object save_only_model save_strategy save_steps save_on_each_node
+    save_total_limit load_best_model_at_end metric_for_best_model greater_is_better
+    resume_from_checkpoint restore_callback_states_from_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_revision
+    accelerator_config parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb
+    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed
+    local_rank dataloader_drop_last dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor
+"""
+# and what one kind of trainer reads and another does not
+LOADER = "dataloader_multiprocessing_context dataloader_in_order data_seed neftune_noise_alpha"
+SHUFFLE = "train_sampling_strategy length_column_name"
+PREDICTIONS = """
+    include_for_metrics batch_eval_metrics eval_do_concat_batches eval_accumulation_steps
+    prediction_loss_only
+"""
+LOSS = "label_smoothing_factor average_tokens_across_devices"
+COUNT = "include_num_input_tokens_seen"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("Trainer", [LOADER, SHUFFLE, LOSS, COUNT]),
+        ("SFTTrainer", [LOADER, SHUFFLE, LOSS, COUNT]),
+        ("DPOTrainer", [LOADER, SHUFFLE, COUNT]),
+        ("KTOTrainer", [LOADER, SHUFFLE]),
+        ("ORPOTrainer", [LOADER, SHUFFLE]),
+        ("RewardTrainer", [LOADER, SHUFFLE, COUNT]),
+        ("SentenceTransformerTrainer", ["prediction_loss_only"]),
+        ("CrossEncoderTrainer", ["prediction_loss_only"]),
+    ],
+)
+def test_every_option_of_upstream_is_read_or_refused(name: str, read: list[str], tmp_path: Path):
+    trainer = made(tmp_path, name)
+    upstream = {field.name for field in dataclasses.fields(TrainingArguments)}
+    known = {option for part in [READ, *read] for option in part.split()}
+    refused = unread_by(trainer).keys()
+    assert known | refused == upstream and not known & refused
+
+    trainer.compute_metrics = len  # predictions are read where metrics are computed of them
+    assert not unread_by(trainer).keys() & set(PREDICTIONS.split())
+
+
+def test_a_loss_of_two_places_smooths_no_labels(tmp_path: Path):
+    trainer = made(tmp_path, "Trainer", label_smoothing_factor=0.1)
+    refuse_unread_of(trainer)
+    trainer.label_names = ["start_positions", "end_positions"]
+    with pytest.raises(ConfigError, match="^--label_smoothing_factor 0.1 does nothing here"):
+        refuse_unread_of(trainer)
 
 
 @pytest.mark.parametrize(
     ("name", "config", "settings"),
     [
+        ("SentenceTransformerTrainer", TrainingArguments, {"data_seed": 3}),
+        ("SentenceTransformerTrainer", TrainingArguments, {"neftune_noise_alpha": 5.0}),
         ("Trainer", TrainingArguments, {"do_train": True}),
         ("Trainer", TrainingArguments, {"do_eval": True}),
         ("Trainer", TrainingArguments, {"hub_strategy": "end"}),
