@@ -102,7 +102,7 @@ def smoothed_loss(
     labels: Tensor,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Return the mean smoothed loss of the next tokens; shapes as in `next_token_loss`."""
+    """Return the mean smoothed loss of next tokens; shapes as in `next_token_loss`."""
     return smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
 
 
