@@ -7,7 +7,8 @@
     python benchmarks/ppo.py settings                 # the same with other optimizer settings: the
                                                       # reasons for the defaults
     python benchmarks/ppo.py groups [--seeds 0 1 2]   # RLOO and GRPO against those of the TRL that
-                                                      # is installed
+                                                      # is installed (--epochs 1 --mini_batches 1:
+                                                      # one update a rollout, as the recipes)
     python benchmarks/ppo.py prefill [--repeats 3]    # what reading a group's prompt once saves
 
 1.12.0 is the last release of TRL with PPO. The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M
@@ -149,6 +150,11 @@ def parse_arguments() -> argparse.Namespace:
         help="default: 5 for speed on short prompts, 2 on long ones, 20 for quality",
     )
 
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over a rollout")
+    parser.add_argument(
+        "--mini_batches", type=int, default=MINI_BATCHES, help="updates in one pass"
+    )
+
     parser.add_argument("--json", type=Path, help="file that gets a line for each run")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
 
@@ -276,8 +282,8 @@ def start(
         "seed": seed,
         "rollouts": rollouts,
         "rollout": ROLLOUT_EPISODES,
-        "mini_batches": MINI_BATCHES,
-        "epochs": EPOCHS,
+        "mini_batches": arguments.mini_batches,
+        "epochs": arguments.epochs,
         "learning_rate": LEARNING_RATE,
         "judge": judged,
         "side": side,
@@ -310,7 +316,7 @@ def start(
         sys.exit(f"{side}: {done.stderr[-4000:]}")
 
     found = json.loads(done.stdout.splitlines()[-1])
-    steps = rollouts * MINI_BATCHES * EPOCHS
+    steps = rollouts * arguments.mini_batches * arguments.epochs
     assert found["optimizer_steps"] == steps, (
         f"{side} took {found['optimizer_steps']} optimizer steps, not {steps}"
     )
@@ -357,7 +363,8 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
             if "reward" in logs:
-                episodes = state.global_step // (MINI_BATCHES * EPOCHS) * task["rollout"]
+                updates = task["mini_batches"] * task["epochs"]  # of a rollout
+                episodes = state.global_step // updates * task["rollout"]
                 curve.add(episodes=episodes, reward=logs["reward"], kl=logs["kl_per_completion"])
 
     with tempfile.TemporaryDirectory() as output_dir:
