@@ -203,9 +203,12 @@ def _refuse_half_weights(trainer: Trainer) -> None:
     """
     model: Any = trainer.model
     counts: dict[torch.dtype, int] = {}
+    beside: dict[str, torch.dtype] = {}  # whole modules that PEFT trains in the type of the base
     for name, weight in model.named_parameters():
         if weight.requires_grad and "modules_to_save." not in name:
             counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
+        elif weight.requires_grad and weight.dtype in _HALF_TYPES:
+            beside[name.partition(".modules_to_save.")[0].rpartition(".")[2]] = weight.dtype
 
     mixed = trainer.accelerator.mixed_precision != "no"
     has_masters = trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and mixed)
@@ -215,6 +218,14 @@ def _refuse_half_weights(trainer: Trainer) -> None:
             f"{counts[half]:,} weights of {str(half).removeprefix('torch.')} would be trained, and "
             "most updates rounded away: set --dtype float32, with --bf16 true to compute in 16 "
             "bits, or train an adapter with --use_peft"
+        )
+
+    if beside and not has_masters:
+        logger.warning(
+            "beside the adapter %s is trained in %s, which rounds most small updates away: set "
+            "--dtype float32, with --bf16 true to compute in 16 bits",
+            ", ".join(beside),
+            str(next(iter(beside.values()))).removeprefix("torch."),
         )
 
     shown = " and ".join(f"{n:,} in {str(t).removeprefix('torch.')}" for t, n in counts.items())

@@ -3,6 +3,7 @@ passes, and the table of docs/preflight.md says which recipe asks which rule.
 """
 
 import ast
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForTokenClassification,
@@ -378,11 +380,19 @@ def test_the_page_says_how_much_is_checked_and_what_is_only_warned_of() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype):
+def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype, monkeypatch):
     model = Tagger(Config(vocab_size=50, num_labels=3, **SIZES, **NO_DROPOUT)).to(dtype)
     trainer = build(tmp_path, rows(), model=model)
     with pytest.raises(ConfigError, match="would be trained, .*: set --dtype float32, with --bf16"):
         checked_tags(trainer)
+
+    # beside an adapter PEFT trains a head in the type of its base
+    lines: list[str] = []
+    monkeypatch.setattr(preflight.logger, "warning", lambda line, *of: lines.append(line % of))
+    config = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+    checked_tags(build(tmp_path, rows(), model=get_peft_model(copy.deepcopy(model), config)))
+    kind = str(dtype).removeprefix("torch.")
+    assert [line for line in lines if f"the adapter classifier is trained in {kind}" in line]
 
     # where an fp32 copy of them is kept they may be, and frozen beneath an adapter
     trainer.is_deepspeed_enabled = True
