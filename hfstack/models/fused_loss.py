@@ -170,7 +170,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         weight_cast = weight.to(hidden.dtype)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        # (V, d) in fp32 is more than all else here: not for a frozen head, nor for an evaluation
+        grad_weight = None
+        if with_gradients and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
 
         for start in range(0, len(targets), chunk):
@@ -204,7 +207,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
             gradient = gradient.to(h.dtype)
             grad_hidden[start : start + chunk] = gradient @ weight_cast
-            grad_weight += (gradient.T @ h).float()
+            if grad_weight is not None:
+                grad_weight += (gradient.T @ h).float()
 
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
@@ -216,6 +220,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_outputs[0]
         # A 0-d scale does not promote: bf16 * fp32 is computed in fp32 and rounded once.
-        of_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        of_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
         of_bias = None if grad_bias is None else (grad_bias * scale).to(ctx.weight_dtype)
         return grad_hidden * scale, of_weight, None, None, None, of_bias, None, None

@@ -132,6 +132,28 @@ def test_evaluation_takes_no_gradient() -> None:
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_frozen_head_gets_no_gradient_of_its_size(trains: bool) -> None:
+    """Below an adapter only the hidden states have a gradient, the same as with a trained head."""
+    set_seed(0)
+    hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(50, 4)
+    weight.requires_grad_(trains)
+    targets = torch.randint(50, (9,))
+
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        loss = LinearCrossEntropy.apply(hidden, weight, targets, 4, True)
+    loss.backward()
+    assert sizes == ([36, 200] if trains else [36])
+    assert (weight.grad is not None) == trains
+
+    stock = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (expected,) = torch.autograd.grad(stock, hidden)
+    torch.testing.assert_close(hidden.grad, expected)
+
+
 def test_other_uses_are_untouched() -> None:
     stock, fused = build("llama-tied")
     stock.eval(), fused.eval()
