@@ -236,8 +236,8 @@ def compare_prefill(arguments: argparse.Namespace) -> str:
     """
     import torch
 
+    from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
     from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
-    from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
     from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 
     torch.set_num_threads(1)

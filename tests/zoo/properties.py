@@ -11,9 +11,10 @@ from hfstack.models.dropout import require_no_noise, turn_off_dropout
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.isolation import keep_documents_apart
 from hfstack.models.probes import documents_apart, random_ids, relative_difference
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.engines.fitting import fit_engine
-from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER, KINDS
 

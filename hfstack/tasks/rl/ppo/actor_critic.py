@@ -27,6 +27,7 @@ from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.output_head import OutputHead, body_of, find_output_head
+from hfstack.tasks.causal_lm.decoding.decode import DecodingStep
 from hfstack.tasks.rl.ppo.log_probs import score_tokens
 
 logger = get_logger(__name__)
@@ -48,14 +49,6 @@ class TokenScores(NamedTuple):
     log_probs: Tensor | None
     values: Tensor | None
     entropies: Tensor | None
-
-
-class DecodingStep(NamedTuple):
-    """The result of one step of decoding."""
-
-    logits: Tensor  # (b, V) fp32, of the next token
-    values: Tensor | None  # (b,) fp32, of the state before the next token, with a shared trunk
-    cache: Cache
 
 
 @contextlib.contextmanager

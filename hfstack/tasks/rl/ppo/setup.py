@@ -26,13 +26,14 @@ from hfstack.models.contents import kind_of_architecture
 from hfstack.models.dropout import require_no_noise, turn_off_dropout
 from hfstack.models.loading import load_tokenizer, merge_into_base
 from hfstack.models.output_head import body_of
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.collect import Collector
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.fitting import fit_engine
-from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 from hfstack.tasks.rl.ppo.processes import max_over_processes

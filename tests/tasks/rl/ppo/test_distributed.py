@@ -11,9 +11,9 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences
-from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from tests.tiny_ppo import FixedEngine, lora, trainer
 from tests.two_processes import spawn

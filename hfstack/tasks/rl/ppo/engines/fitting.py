@@ -18,14 +18,14 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.probes import random_ids
+from hfstack.tasks.causal_lm.decoding.decode import pad_left
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from hfstack.tasks.rl.ppo.engines.interface import (
     GenerateEngine,
     RolloutEngine,
-    SamplingSettings,
-    pad_left,
 )
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 

@@ -24,27 +24,10 @@ import torch
 from torch import Tensor
 
 from hfstack.errors import DataError
+from hfstack.tasks.causal_lm.decoding.decode import pad_left
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.causal_lm.sampling import generation_settings, set_aside_settings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How completions are sampled; the same values for every engine."""
-
-    max_new_tokens: int
-    stop_token_ids: tuple[int, ...]
-    pad_token_id: int
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all tokens
-    top_p: float = 1.0
-    min_p: float | None = None
-    batch_size: int | None = None  # completions that are generated at once; None: all
-
-    @property
-    def filters(self) -> bool:
-        """Return whether some tokens are never sampled."""
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p is not None
 
 
 @dataclass
@@ -161,19 +144,6 @@ class GenerateEngine:
         for group in groups:
             for first in range(0, len(group), batch_size):
                 yield group[first : first + batch_size]
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, (b, P) each on the CPU, padded on the left."""
-    width = max(len(sequence) for sequence in sequences)
-    tokens = torch.full((len(sequences), width), pad_token_id)  # (b, P)
-    mask = torch.zeros_like(tokens)  # (b, P)
-
-    for row, sequence in enumerate(sequences):
-        tokens[row, width - len(sequence) :] = torch.tensor(sequence)
-        mask[row, width - len(sequence) :] = 1
-
-    return tokens, mask
 
 
 def join_rollouts(parts: Sequence[Rollout]) -> Rollout:

@@ -24,8 +24,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic, use_adapter
-from hfstack.tasks.rl.ppo.engines.interface import Rollout, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 
 
 class VLLMEngine:

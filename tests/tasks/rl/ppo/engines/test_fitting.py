@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, BartConfig, FalconMambaConfig
 
 from hfstack.errors import ConfigError
 from hfstack.models.dropout import turn_off_dropout
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.engines.fitting import fit_engine
-from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from tests.tiny_ppo import architecture, trainer
 

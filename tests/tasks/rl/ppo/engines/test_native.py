@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import AutoModelForCausalLM
 
 from hfstack.errors import DataError
+from hfstack.tasks.causal_lm.decoding import decode
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from hfstack.tasks.rl.ppo.engines import native as sampling
@@ -17,10 +19,9 @@ from hfstack.tasks.rl.ppo.engines.interface import (
     GenerateEngine,
     Rollout,
     RolloutEngine,
-    SamplingSettings,
     check_rollout,
 )
-from hfstack.tasks.rl.ppo.engines.native import NativeEngine, find_filtered_tokens, sample_tokens
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from tests.tiny_ppo import architecture
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [8], [40, 41, 42, 43]]
@@ -104,60 +105,12 @@ def test_a_prompt_is_read_once_for_all_its_answers(
     class Apart(tuple):
         __hash__, __eq__ = object.__hash__, object.__eq__
 
-    monkeypatch.setattr(sampling, "tuple", Apart, raising=False)
+    monkeypatch.setattr(decode, "tuple", Apart, raising=False)
     torch.manual_seed(0)
     apart = NativeEngine(settings()).generate(actor_critic, prompts)
     for mine, theirs in zip(together.completion_ids, apart.completion_ids, strict=True):
         assert torch.equal(mine, theirs)
     assert (7, 8) in shapes
-
-
-def test_samples_follow_the_distribution():
-    torch.manual_seed(0)
-    logits = torch.randn(1, 40) * 1.5
-    tokens, log_probs = sample_tokens(logits.expand(20_000, 40), settings(temperature=1.3))
-    expected = (logits[0] / 1.3).softmax(-1)
-    assert -(expected * expected.log()).sum() > 2
-    sampled = torch.bincount(tokens, minlength=40) / 20_000
-    assert (sampled - expected).abs().sum() / 2 < 0.02
-    assert torch.allclose(log_probs, expected.log()[tokens], atol=1e-5)
-
-
-def test_a_token_of_probability_zero_is_never_drawn(monkeypatch: pytest.MonkeyPatch):
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
-    draws = torch.tensor([[0.0], [0.4999999], [0.5], [1.0]], dtype=torch.float64)
-    monkeypatch.setattr(torch, "rand", lambda *shape, **given: draws)
-    tokens, log_probs = sample_tokens(logits, settings())
-    assert tokens.tolist() == [1, 1, 3, 3] and log_probs.tolist() == pytest.approx([-0.693147] * 4)
-
-
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        {"top_k": 5},
-        {"top_p": 0.6},
-        {"min_p": 0.2},
-        {"top_k": 8, "top_p": 0.7, "min_p": 0.1},
-        {"top_k": 99},
-    ],
-)
-def test_filters_are_those_of_transformers(chosen: dict[str, float]):
-    torch.manual_seed(0)
-    logits = torch.randn(50, 30) * 2
-    expected = logits.clone()
-    if "top_k" in chosen:
-        expected = TopKLogitsWarper(min(30, int(chosen["top_k"])))(None, expected)
-    if "top_p" in chosen:
-        expected = TopPLogitsWarper(chosen["top_p"])(None, expected)
-    if "min_p" in chosen:
-        expected = MinPLogitsWarper(chosen["min_p"])(None, expected)
-    dropped = find_filtered_tokens(logits, settings(**chosen))
-    assert torch.equal(dropped, expected.isinf())
-    tokens, log_probs = sample_tokens(logits, settings(**chosen))
-    assert not dropped[torch.arange(50), tokens].any()
-    assert torch.allclose(log_probs, logits.log_softmax(-1)[torch.arange(50), tokens], atol=1e-5), (
-        "before the filter"
-    )
 
 
 @pytest.mark.parametrize("engine", [NativeEngine, GenerateEngine])

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
+from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines import vllm as vllm_rollout
-from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings, check_rollout
+from hfstack.tasks.rl.ppo.engines.interface import check_rollout
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 from hfstack.tasks.rl.ppo.setup import build_engine
 

@@ -1,0 +1,146 @@
+"""Keep keys and values in slots, written in place, that completions take and leave.
+
+A cache that grows copies all that it holds for each token. Here every completion has a slot, a row
+of tables that are allocated in buckets of columns; the columns of all rows end at the same place,
+so that a completion that joins later begins at a later column, and what is before it is masked.
+Layers with a sliding window keep every column too: the model's mask leaves out what is beyond it.
+
+Legend: s slots, r rows in use, C columns allocated, S columns filled, H heads, d size of a head.
+"""
+
+from typing import Any, cast
+
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+BUCKET = 64  # columns; tables are allocated in multiples of it
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values of one layer, (s, H, C, d) each, of which r rows and S columns are in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+        self.filled = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the next columns (r, H, t, d) in place; return all that are filled."""
+        assert self.keys is not None and self.values is not None
+        end = self.filled + key_states.shape[-2]
+        keys, values = self.keys[: self.rows, :, :end], self.values[: self.rows, :, :end]
+        keys[:, :, self.filled :] = key_states
+        values[:, :, self.filled :] = value_states
+        self.filled = end
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Return the columns that are filled."""
+        return self.filled
+
+    def allocate(self, like: DynamicLayer, slots: int, columns: int) -> None:
+        """Make room for slots and columns, of the shape of another layer's; keep what is there."""
+        self.keys = self._grown(self.keys, cast(Tensor, like.keys), slots, columns)
+        self.values = self._grown(self.values, cast(Tensor, like.values), slots, columns)
+        self.is_initialized = True
+
+    def _grown(self, old: Tensor | None, like: Tensor, slots: int, columns: int) -> Tensor:
+        # zeros: masked columns are read, and what is not finite would spread
+        grown = like.new_zeros(slots, like.shape[1], columns, like.shape[3])
+        if old is not None:
+            grown[: self.rows, :, : self.filled] = old[: self.rows, :, : self.filled]
+        return grown
+
+
+class SlotCache(Cache):
+    """The slots of all layers.
+
+    Args:
+        layers: how many the model has.
+        slots: rows that are in use at most.
+        columns: that a completion needs at most, with its prompt.
+    """
+
+    def __init__(self, layers: int, *, slots: int, columns: int) -> None:
+        super().__init__(layers=[SlotLayer() for _ in range(layers)])
+        self.slots = slots
+        self.longest = columns
+        self.columns = 0  # allocated
+
+    @property
+    def filled(self) -> int:
+        """Return the columns that are filled."""
+        return self._own[0].filled
+
+    @property
+    def _own(self) -> list[SlotLayer]:
+        return cast(list[SlotLayer], self.layers)
+
+    def add(self, prefilled: Cache, rows: Tensor) -> None:
+        """Append rows (k,) of a cache of prompts, each to a slot of its own, at the same end.
+
+        An empty cache takes the prompts' columns; otherwise they must not be more than its own.
+        """
+        first = self._own[0].rows
+        sources = cast(list[DynamicLayer], prefilled.layers)
+        for layer, source in zip(self._own, sources, strict=True):
+            keys, values = cast(Tensor, source.keys), cast(Tensor, source.values)  # (u, H, P, d)
+            width = keys.shape[2]
+            if first == 0:
+                layer.filled = width
+            assert width <= layer.filled, "prompts come in order, the longest first"
+
+            if layer.keys is None or layer.filled > self.columns:
+                layer.allocate(source, self.slots, self._bucket(layer.filled))
+            layer.rows = first + len(rows)
+            columns = slice(layer.filled - width, layer.filled)
+            cast(Tensor, layer.keys)[first : layer.rows, :, columns] = keys[rows]
+            cast(Tensor, layer.values)[first : layer.rows, :, columns] = values[rows]
+
+        self.columns = cast(Tensor, self._own[0].keys).shape[2]
+
+    def keep(self, count: int, *, holes: Tensor, movers: Tensor) -> None:
+        """Free rows: move `movers` to `holes`, and keep the first `count`."""
+        for layer in self._own:
+            for table in (cast(Tensor, layer.keys), cast(Tensor, layer.values)):
+                if len(holes):
+                    table[holes, :, : layer.filled] = table[movers, :, : layer.filled]
+            layer.rows = count
+
+    def is_full(self) -> bool:
+        """Return whether the next token has no column yet."""
+        return self.filled == self.columns
+
+    def drop_columns(self, count: int) -> None:
+        """Take away the first columns, which no row uses, and grow where none are left then."""
+        for layer in self._own:
+            rows, left = layer.rows, layer.filled - count
+            if count:
+                for table in (cast(Tensor, layer.keys), cast(Tensor, layer.values)):
+                    table[:rows, :, :left] = table[:rows, :, count : layer.filled].clone()
+                layer.filled = left
+            if left == self.columns:
+                layer.allocate(layer, self.slots, self._bucket(left + 1))
+
+        self.columns = cast(Tensor, self._own[0].keys).shape[2]
+
+    def _bucket(self, needed: int) -> int:
+        """Return the columns to allocate: half as many again as needed, up to the longest."""
+        wanted = max(needed, min(needed * 3 // 2, self.longest))
+        return -(-wanted // BUCKET) * BUCKET
+
+
+def layers_of_keys_and_values(config: PretrainedConfig) -> int | None:
+    """Return how many layers a model's cache has, or None.
+
+    None where some keep another state than the keys and values of single tokens (recurrent and
+    convolutional layers), share them, or attend in chunks.
+    """
+    text_config: Any = config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    chunked = getattr(text_config, "attention_chunk_size", None) is not None
+    return len(layers) if plain and not chunked else None
