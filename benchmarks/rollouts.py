@@ -144,20 +144,23 @@ def by_trl(model: Any, load: Load, stops: list[int]) -> Side:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"
     )
+
+    settings = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=GROUP,
+        num_generations=GROUP,
+        max_completion_length=load.longest,
+        generation_kwargs={"eos_token_id": stops},
+        beta=0.0,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+    )
+
     trainer: Any = GRPOTrainer(
         model=model,
         reward_funcs=[lambda completions, **columns: [0.0] * len(completions)],
-        args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=GROUP,
-            num_generations=GROUP,
-            max_completion_length=load.longest,
-            generation_kwargs={"eos_token_id": stops},
-            beta=0.0,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-        ),
+        args=settings,
         train_dataset=Dataset.from_dict({"prompt": ["2"] * GROUP}),
         processing_class=tokenizer,
     )

@@ -1,4 +1,4 @@
-"""Decode completions of many prompts at once, which join and leave the batch as it goes.
+"""Decode completions of many prompts, which join and leave the batch as it goes.
 
 A prompt that is there several times is read once. Finished completions give their slots to prompts
 that wait, or leave the batch. Each completion has its own random numbers, drawn before the first

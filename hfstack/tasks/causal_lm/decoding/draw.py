@@ -71,7 +71,7 @@ def sample_tokens(
 
 
 def _search(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the cumulative weights pass a share `uniform` of their sum, and the sum.
+    """Return where the cumulative weights pass a share of their sum, and the sum.
 
     Args:
         weights: (r, V), not negative.

@@ -1,4 +1,4 @@
-"""Keep keys and values in slots, written in place, that completions take and leave.
+"""Keep keys and values in slots that completions take and leave, in place.
 
 A cache that grows copies all that it holds for each token. Here every completion has a slot, a row
 of tables that are allocated in buckets of columns; the columns of all rows end at the same place,

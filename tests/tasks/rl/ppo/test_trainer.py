@@ -218,7 +218,7 @@ def test_the_kl_is_measured_to_the_untouched_start(
         logits = bare.base(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         total += (logged - logits.gather(1, completion[:, None])[:, 0]).sum().item()
     assert metrics["eval_kl_per_completion"] == pytest.approx(total / 12, abs=1e-3)
-    assert metrics["eval_kl_per_completion"] > 0.01
+    assert metrics["eval_kl_k3"] > 1e-4, "never below 0, as the sum of a few samples may be"
 
 
 def test_while_the_critic_warms_up_the_policy_stands_still(make):
@@ -312,8 +312,13 @@ def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
         4  # the policy has changed since: generate again, by this process alone
     )
     made.collector.reduce = None
+    generate, asked = made.collector.generate, []
+    made.collector.generate = lambda *given, **named: (
+        asked.append(len(given[1])),
+        generate(*given, **named),
+    )[1]
     again = made.samples(2)
-    assert [prompt for prompt, _ in again] == prompts(2)["prompt"][:] and again != pairs[:2]
+    assert asked == [2] and again == pairs[:2], "the same seed, whatever else is generated"
 
 
 def test_an_evaluation_generates_as_many_answers_at_once_as_asked(make):

@@ -85,5 +85,5 @@ class NativeEngine:
 
 
 def _takes_a_cache(actor_critic: ActorCritic) -> bool:
-    """Return whether the policy takes a cache of transformers, or makes one of its own kind."""
+    """Return whether the policy takes a cache of transformers, not one of its own."""
     return bool(cast(Any, actor_critic.base)._supports_default_dynamic_cache())
