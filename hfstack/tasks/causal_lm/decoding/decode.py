@@ -36,7 +36,7 @@ class DecodingStep(NamedTuple):
 
 
 class DecodeStep(Protocol):
-    """Appends tokens (r, t) at positions (r, t) to a cache; returns what follows the last."""
+    """Appends tokens at positions, (r, t) each, to a cache; returns what follows."""
 
     def __call__(
         self,

@@ -101,7 +101,7 @@ def _search(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _below(values: Tensor, total: Tensor) -> Tensor:
-    """Return the values, none as large as the total: rounding must not push them past the end."""
+    """Return the values, each below the total, which rounding may have reached."""
     return torch.minimum(values, torch.nextafter(total, torch.zeros_like(total)))
 
 

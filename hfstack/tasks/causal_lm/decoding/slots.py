@@ -18,7 +18,7 @@ BUCKET = 64  # columns; tables are allocated in multiples of it
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values of one layer, (s, H, C, d) each, of which r rows and S columns are in use."""
+    """Keys and values of one layer, (s, H, C, d) each; r rows and S columns are used."""
 
     def __init__(self) -> None:
         super().__init__()
