@@ -62,7 +62,7 @@ class Completions(NamedTuple):
 
 
 class Decoder:
-    """Completions that are being decoded, and the slots of those that are not finished.
+    """Completions that are being decoded, and the slots of the unfinished.
 
     Args:
         step: one step of the model.

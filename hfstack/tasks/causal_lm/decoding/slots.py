@@ -42,7 +42,7 @@ class SlotLayer(DynamicLayer):
         return self.filled
 
     def allocate(self, like: DynamicLayer, slots: int, columns: int) -> None:
-        """Make room for slots and columns, of the shape of another layer's; keep what is there."""
+        """Make room for slots and columns, shaped like another layer; keep the content."""
         self.keys = self._grown(self.keys, cast(Tensor, like.keys), slots, columns)
         self.values = self._grown(self.values, cast(Tensor, like.values), slots, columns)
         self.is_initialized = True
