@@ -295,7 +295,7 @@ class Decoder:
             self._slots = {name: tensor[kept] for name, tensor in self._slots.items()}
 
     def _make_room(self, cache: SlotCache) -> None:
-        """Give the next token a column: drop the first ones where no completion is, or grow."""
+        """Give the next token a column: drop unused first ones, or grow."""
         unused = 0
         if self._padded:
             starts, live = self._slots["start"], self._slots["live"]

@@ -80,7 +80,7 @@ class SlotCache(Cache):
         return cast(list[SlotLayer], self.layers)
 
     def add(self, prefilled: Cache, rows: Tensor) -> None:
-        """Append rows (k,) of a cache of prompts, each to a slot of its own, at the same end.
+        """Append rows (k,) of a cache of prompts, each to a slot, with the same end.
 
         An empty cache takes the prompts' columns; otherwise they must not be more than its own.
         """
