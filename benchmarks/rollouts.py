@@ -1,4 +1,4 @@
-"""Compare our rollouts with transformers' generate and TRL's: CPU seconds for the same answers.
+"""Compare rollouts with those of generate and TRL: CPU seconds of each.
 
     python benchmarks/rollouts.py [--model recipes/architectures/llama-1m.json] [--repeats 5]
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def compare(architecture: Path, load: Load, *, repeats: int) -> dict[str, dict[str, Any]]:
-    """Return the median of CPU seconds and of answer tokens of each side, and each measurement."""
+    """Return the medians of CPU seconds and answer tokens of each side."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(architecture)

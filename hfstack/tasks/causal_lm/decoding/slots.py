@@ -115,7 +115,7 @@ class SlotCache(Cache):
         return self.filled == self.columns
 
     def drop_columns(self, count: int) -> None:
-        """Take away the first columns, which no row uses, and grow where none are left then."""
+        """Drop the first columns, which no row uses, and grow where none are left."""
         for layer in self._own:
             rows, left = layer.rows, layer.filled - count
             if count:
