@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
 from hfstack.logs import is_reader_gone
-from hfstack.machine import count_cores, processor_name
+from hfstack.machine import core_quota, count_cores, processor_name, visible_cores
 from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, PYPROJECT
 
 _HUB_TIMEOUT_S = 4
@@ -173,13 +173,15 @@ def _extras() -> Iterator[CheckResult]:
 
 def _processor() -> Iterator[CheckResult]:
     """Describe the processor and the memory."""
-    cores = count_cores()
+    cores = visible_cores()
     yield CheckResult("machine", "ok", f"{processor_name()}, {cores} cores")
 
-    quota = _core_quota()
+    quota = core_quota()
     if quota is not None and quota < cores:
-        text = f"the container may use {quota:g} of {cores} cores"
-        yield CheckResult("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+        text = (
+            f"the container may use {quota:g} of {cores} cores: {count_cores()} threads are started"
+        )
+        yield CheckResult("machine", "note", text)
 
     # Windows has no sysconf, and macOS does not count the free pages.
     pages = {
@@ -373,15 +375,6 @@ def _importable(name: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _core_quota() -> float | None:
-    """Return the cores that a container's quota allows (cgroup v2), None without one."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else int(limit) / int(period)
 
 
 if __name__ == "__main__":

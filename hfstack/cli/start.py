@@ -25,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hfstack.machine import choose_threads
+
 # trl imports it at the top wherever it is installed, and only `report_to: wandb` needs it.
 _WHEN_USED = ("wandb",)
 
@@ -37,10 +39,16 @@ def main() -> None:
     if not os.environ.get("PYTHONSAFEPATH"):
         sys.path.insert(0, str(recipe.resolve().parent))
 
+    settle_threads()
     # What fails here fails again in the recipe itself, which says so in its own way.
     with contextlib.suppress(Exception), cheaper_imports():
         import_what_it_needs(recipe)
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def settle_threads() -> None:
+    """Choose threads for the libraries that are imported next; the run logs what was chosen."""
+    os.environ.update(choose_threads(os.environ))
 
 
 @contextlib.contextmanager

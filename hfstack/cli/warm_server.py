@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfstack.cli.start import cheaper_imports, import_what_it_needs
+from hfstack.cli.start import cheaper_imports, import_what_it_needs, settle_threads
 from hfstack.cli.warm import receive_with_files, send
 from hfstack.shipped import RECIPES
 
@@ -40,6 +40,7 @@ def main() -> None:
     # Ctrl-C reaches the whole group of a terminal; `hfstack run` forwards it to the recipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    settle_threads()
     with cheaper_imports():
         for recipe in recipes:
             import_what_it_needs(RECIPES / f"{recipe}.py")

@@ -38,6 +38,7 @@ from hfstack.errors import (
     ProcessError,
 )
 from hfstack.logs import get_logger, setup_logging
+from hfstack.machine import describe_threads
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint
 from hfstack.runs.claim import claim_directory, describe_process
@@ -209,6 +210,8 @@ class Run:
         return run
 
     def __enter__(self) -> Self:
+        if self._rank == 0 and (threads := describe_threads(os.environ)):
+            logger.info("%s", threads)
         warn_outside_their_range()
         self._write()
         self._trackers.enter_context(
