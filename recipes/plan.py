@@ -75,7 +75,8 @@ def plan_recipe(
     workload = device.with_allocator(workload)
 
     # needs: predicted, or corrected by real steps
-    needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
+    planned = assess(workload)
+    needs, utilization, metrics = planned, machine.utilization, dict[str, float]()
     if machine.measure:
         if machine.device_name is not None:
             raise ConfigError("--measure takes steps on this machine; leave --device_name out")
@@ -83,7 +84,7 @@ def plan_recipe(
         metrics["predicted_peak_mib"] = round(needs.peak / MIB, 1)
         needs, utilization = correct_needs(workload, needs, measured, device)
 
-    metrics |= {"utilization": utilization} | checkpointing_peaks(workload)
+    metrics |= {"utilization": utilization} | checkpointing_peaks(workload, planned)
     metrics |= recipe_metrics(
         workload, needs, device, devices=machine.devices, utilization=utilization
     )

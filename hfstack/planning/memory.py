@@ -82,6 +82,8 @@ class TrainingStep:
     """The loss of `hfstack.models.fused_loss`, which keeps no logits."""
     lora_rank: int = 0
     """0 trains every weight."""
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    """Layers with an adapter, as peft takes them."""
     trains: bool = True
     """Off: a forward pass alone, as of a reference or reward model."""
 
@@ -95,6 +97,8 @@ class PeakMemory:
     optimizer: int
     activations: int
     """All the rest: what autograd keeps, temporary tensors, the batch."""
+    rounding: int = 0
+    """Beside them, what torch's allocator on a GPU adds to each block; no part of `total`."""
 
     @property
     def total(self) -> int:
@@ -142,8 +146,12 @@ def _add_adapter(model: Any, step: TrainingStep) -> Any:
 
     # GPT-2 stores its weights transposed.
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    targets = step.lora_targets
     adapter = LoraConfig(
-        r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed
+        r=step.lora_rank,
+        task_type=kind,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=transposed,
     )
     with warnings.catch_warnings():
         # peft 0.21 reads the old name of activation checkpointing from a model
@@ -256,11 +264,15 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
     """
     step = replace(step, accumulation=min(step.accumulation, 2))
     phases = _scaled_phases(config, step) or trace_phases(config, step)
-    at_peak = max(phases, key=lambda phase: sum(phase.values()))
+    roundings = [phase.pop(_ROUNDING, 0) for phase in phases]
+    held, rounding, at_peak = max(
+        ((sum(phase.values()), more, phase) for phase, more in zip(phases, roundings, strict=True)),
+        key=lambda found: found[0],
+    )
 
     labelled = {kind: at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
-    held = sum(at_peak.values())
-    return PeakMemory(**labelled, activations=held - sum(labelled.values()))
+    rest = held - sum(labelled.values())
+    return PeakMemory(**labelled, activations=rest, rounding=rounding)
 
 
 def _scaled_phases(config: PreTrainedConfig, step: TrainingStep) -> list[Phase] | None:
@@ -366,6 +378,20 @@ _LSTM_KEPT = 5
 _LSTM_SCRATCH = 16.5
 
 
+# kept beside the kinds of a phase, and scaled over layers with them
+_ROUNDING = "rounding"
+
+
+def cuda_rounding(size: int) -> int:
+    """Return the bytes that torch's allocator on a GPU adds to a block of this size.
+
+    Blocks are multiples of 512 bytes; what is larger than 10 MiB comes in multiples of 2 MiB
+    (torch, c10/cuda/CUDACachingAllocator.h).
+    """
+    multiple = 512 if size < 10 * 2**20 else 2 * 2**20
+    return -size % multiple
+
+
 class _Ledger(TorchDispatchMode):
     """Records which storages are alive, how large they are, and what they are for."""
 
@@ -376,7 +402,7 @@ class _Ledger(TorchDispatchMode):
         self._phase = ""
         self._sizes: dict[int, int] = {}  # storage -> bytes
         self._kinds: dict[int, str] = {}
-        self._held: dict[str, int] = {"other": 0}  # kind -> bytes
+        self._held: dict[str, int] = {"other": 0, _ROUNDING: 0}  # kind -> bytes
         self._total = self._peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -424,6 +450,7 @@ class _Ledger(TorchDispatchMode):
 
         self._sizes[key], self._kinds[key] = storage.nbytes(), "other"
         self._held["other"] += storage.nbytes()
+        self._held[_ROUNDING] += cuda_rounding(storage.nbytes())
         self._total += storage.nbytes()
         weakref.finalize(storage, self._remove, key)
         if self._total > self._peak:
@@ -432,4 +459,5 @@ class _Ledger(TorchDispatchMode):
     def _remove(self, key: int) -> None:
         size = self._sizes.pop(key)
         self._held[self._kinds.pop(key)] -= size
+        self._held[_ROUNDING] -= cuda_rounding(size)
         self._total -= size

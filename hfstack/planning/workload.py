@@ -99,6 +99,9 @@ class Workload:
     """Rollouts for each optimizer step."""
     resident_factor: float = 1.0
     """Resident bytes of the process for each byte that its tensors hold."""
+    context: int = 0
+    """Bytes of a GPU's memory that a process takes before its first tensor; its allocator rounds
+    blocks then."""
 
     @property
     def trained(self) -> Part:
@@ -185,7 +188,14 @@ def _training_step(
         accumulation=arguments.gradient_accumulation_steps,
         fused_loss=fused_loss,
         lora_rank=model.lora_r if model.use_peft else 0,
+        lora_targets=_read_targets(model.lora_target_modules),
     )
+
+
+def _read_targets(targets: Any) -> str | tuple[str, ...]:
+    """Return the layers that an adapter changes; all linear ones where none are named."""
+    named = [targets] if isinstance(targets, str) else list(targets or ())
+    return "all-linear" if named in ([], ["all-linear"]) else tuple(named)
 
 
 def _load_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
@@ -370,8 +380,10 @@ class Needs:
     checkpoint: int
     """Bytes of a checkpoint: the saved weights and the optimizer."""
     allocator: int = 0
-    """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, and, once it
-    was measured, scratch space in kernels."""
+    """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, or what a
+    GPU's rounds blocks up by, and, once it was measured, scratch space in kernels."""
+    context: int = 0
+    """Bytes of `peak` that the process takes on a GPU before its first tensor."""
     measured: bool = False
     """Return whether `peak` and `allocator` are what real steps took."""
 
@@ -397,13 +409,15 @@ def assess(workload: Workload) -> Needs:
         flops_per_rollout = _generation_flops(workload.trained, workload.generation)
         flops += workload.rollouts_per_step * flops_per_rollout
     in_tensors = held + max(trained, generation, *frozen)
-    peak = round(in_tensors * workload.resident_factor)
+    rounding = sum(m.rounding for m in memory.values()) if workload.context else 0
+    allocated = round(in_tensors * workload.resident_factor) + rounding
 
     return Needs(
         memory=memory,
         generation=generation,
-        peak=peak,
-        allocator=peak - in_tensors,
+        peak=allocated + workload.context,
+        allocator=allocated - in_tensors,
+        context=workload.context,
         flops_per_step=flops * workload.processes,
         checkpoint=_checkpoint_bytes(workload.trained),
     )

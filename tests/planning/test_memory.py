@@ -17,6 +17,7 @@ from hfstack.planning.memory import (
     _scaled_phases,
     build_step_model,
     can_checkpoint,
+    cuda_rounding,
     forward_flops,
     peak_memory,
     run_steps,
@@ -222,7 +223,8 @@ def test_a_deep_model_scaled_from_shallow_ones_is_counted_exactly(
     deep = llama(num_hidden_layers=8)
     deep.tie_word_embeddings = tied
     deep.pad_token_id = 0
-    traced = max(sum(phase.values()) for phase in trace_phases(deep, step))
+    phases = trace_phases(deep, step)
+    traced = max(sum(phase.values()) - phase["rounding"] for phase in phases)
     assert _scaled_phases(deep, step) is not None
     assert peak_memory(deep, step).total == traced
 
@@ -235,3 +237,34 @@ def test_unequal_layers_are_traced_whole() -> None:
     config.layer_types = types[:1] * 10
     assert keep_first_layers(config, 3).layer_types == types[:3]  # pyright: ignore
     assert keep_first_layers(llama(num_hidden_layers=7), 3) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "added"),
+    [
+        (0, 0),
+        (1, 511),
+        (512, 0),
+        (1000, 24),
+        (10 * 2**20 - 1, 1),
+        (10 * 2**20, 0),
+        (10 * 2**20 + 1, 2 * 2**20 - 1),
+        (4096 * 14336 * 2, 0),
+    ],
+)
+def test_blocks_are_rounded_as_torchs_allocator_on_a_gpu_does(size: int, added: int) -> None:
+    assert cuda_rounding(size) == added
+
+
+def test_an_adapter_on_named_layers_alone_is_counted() -> None:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    step = TrainingStep(1, 8, lora_rank=4, lora_targets=("q_proj", "v_proj"))
+    _, trained = trained_parameters(config, step)
+    assert trained == 2 * 2 * 4 * (32 + 32)  # layers x targets x rank x (in + out)

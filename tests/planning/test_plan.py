@@ -18,6 +18,7 @@ from hfstack.planning.measure import MeasuredStep
 from hfstack.planning.memory import trained_parameters
 from hfstack.planning.plan import (
     CPU_RESIDENT_FACTOR,
+    CUDA_CONTEXT,
     Device,
     _smaller_batch,
     change_rows,
@@ -221,7 +222,7 @@ def test_the_tables_add_up(read: Any) -> None:
     needs = assess(work)
     rows = memory_rows(work, needs)
     assert [row[0] for row in rows] == ["policy", "reference", "KV cache and rollout"]
-    peaks = checkpointing_peaks(work)
+    peaks = checkpointing_peaks(work, assess(work))
     assert peaks["peak_mib_with_checkpointing"] <= peaks["peak_mib_without_checkpointing"]
 
 
@@ -283,8 +284,24 @@ def test_a_cpu_process_holds_more_than_its_tensors(read: Any) -> None:
     better, _ = correct_needs(FAST.with_allocator(work), needs, measured, FAST)
     assert better.peak == tensors.peak + 1000
 
-    gpu = replace(FAST, kind="cuda")
-    assert gpu.with_allocator(work) is work and assess(work).allocator == 0
+    assert replace(FAST, kind="mps").with_allocator(work) is work and assess(work).allocator == 0
+
+
+def test_a_gpu_holds_its_context_and_whole_blocks_beside_the_tensors(read: Any) -> None:
+    work = read("sft", SFTConfig, max_length=32)
+    tensors, needs = assess(work), assess(replace(FAST, kind="cuda").with_allocator(work))
+    rounding = needs.memory["model"].rounding
+    assert 0 < rounding < 512 * 2000  # half a block of each tensor, and none is above 10 MiB
+    assert needs.peak == tensors.peak + CUDA_CONTEXT + rounding
+    assert memory_rows(work, needs)[-2:] == [
+        ["CUDA context, estimated", 0.0, 0.0, 0.0, 512.0],
+        ["allocator rounding, estimated", 0.0, 0.0, 0.0, round(rounding / 2**20, 1)],
+    ]
+
+    # what the allocator reserved was measured, and the context is beyond its sight
+    measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
+    better, _ = correct_needs(work, needs, measured, FAST)
+    assert better.peak == tensors.peak + CUDA_CONTEXT + 1000
 
 
 def test_a_plan_for_a_cpu_says_how_exact_it_is(read: Any, caplog: pytest.LogCaptureFixture) -> None:
