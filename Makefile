@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo feedback test test-versions test-slow zoo lint format docs docs-check docs-site wheel clean
+.PHONY: help venv demo feedback gpu test test-versions test-slow zoo lint format docs docs-check docs-site wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make feedback    after make demo: judge 40 pairs in a browser, and see the model change (minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
+	@echo "make gpu         measure on this machine's GPU, in parts of at most ten minutes, and print the tables"
 	@echo "make zoo         run the recipes on tiny models of every family of transformers (hours), and write docs/models.md"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        write the generated option reference, the file tree and the list of translations"
@@ -35,6 +36,9 @@ demo: venv
 feedback: venv
 	@test -f runs/story/sft/run.json || { echo "there is no model to judge yet: make demo"; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" ROUNDS="$${ROUNDS:-1}" OPEN_PAGE=true bash recipes/feedback_rounds.sh runs/story runs/story_feedback
+
+gpu: venv
+	$(BIN)/python benchmarks/gpu.py
 
 # one thread for each of the two: more would only wait for each other on two cores
 test: venv
