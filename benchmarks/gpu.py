@@ -44,6 +44,7 @@ def shape(size: str, *, tiny: bool) -> PreTrainedConfig:
         "0.6b": (1024, 28, 16, 8, 3072, 151936),  # Qwen3-0.6B
         "0.5b": (896, 24, 14, 2, 4864, 151936),  # Qwen2.5-0.5B
     }[size]
+
     if tiny:
         hidden, layers, heads, keys, inner, vocabulary = 32, 2, 2, 2, 64, 258
     return LlamaConfig(
@@ -176,7 +177,7 @@ def plan(device: str, *, tiny: bool) -> Figures:
 
 
 def rollouts(device: str, *, tiny: bool) -> Figures:
-    """Measure sampling at GPT-2's shape, bf16: transformers' generate and the native engine."""
+    """Measure sampling at GPT-2's shape in bf16: `generate` and the native engine."""
     from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
     from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
     from hfstack.tasks.rl.ppo.engines.native import NativeEngine
@@ -231,6 +232,7 @@ def ppo(device: str, *, tiny: bool) -> Figures:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>"
     )
+
     rows, tokens, rollouts = (8, 6, 2) if tiny else (256, 239, 4)
     prompts = Dataset.from_dict({"prompt": ["Tell a story about a fox and an owl. "] * rows})
 
@@ -252,6 +254,7 @@ def ppo(device: str, *, tiny: bool) -> Figures:
                 num_ppo_epochs=1,
                 total_episodes=rows * rollouts,
                 max_completion_length=tokens,
+                # the same on every device
                 use_cpu=device == "cpu",
                 bf16=True,
                 report_to="none",
@@ -259,6 +262,7 @@ def ppo(device: str, *, tiny: bool) -> Figures:
                 disable_tqdm=True,
                 **settings,
             )
+
             trainer = PPOTrainer(
                 model=model,
                 args=args,

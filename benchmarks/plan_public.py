@@ -56,7 +56,7 @@ class Row:
 
 
 def qwen(hidden: int, layers: int, heads: int, inner: int, vocabulary: int) -> PreTrainedConfig:
-    """Return a model of Qwen's first series: biased attention, as many key heads, no tied head."""
+    """Return a model of Qwen's first series: as many key heads, no tied head."""
     return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -151,6 +151,7 @@ def compare(row: Row) -> dict[str, Any]:
     memory = peak_memory(row.config, row.step)
     context = CUDA_CONTEXT if row.context else 0
     planned = (memory.total + memory.rounding + context) / GIB
+
     found: dict[str, Any] = {
         "name": row.name,
         "source": row.source,
@@ -161,11 +162,13 @@ def compare(row: Row) -> dict[str, Any]:
         "published_gib": round(row.published_gib, 1),
         "error": round(planned / row.published_gib - 1, 3),
     }
+
     if row.device is not None and row.tokens_per_s is not None:
         peak = datasheet_tflops(row.device, "bfloat16")
         assert peak is not None
         tokens = row.step.batch_size * row.step.sequence_length
         per_token = step_flops(row) / tokens
+        # what `plan` assumes unless it is told otherwise
         planned_speed = DeviceArgs.utilization * peak * 1e12 / per_token
         found |= {
             "device": row.device,

@@ -1,4 +1,4 @@
-"""Measure the CPU seconds from the start of `sft` to its first step, on a tiny model.
+"""Measure the CPU seconds from `sft`'s start to its first step on a tiny model.
 
     python benchmarks/start_up.py [--checkouts . ../older] [--repeats 5]
 

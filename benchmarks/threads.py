@@ -1,4 +1,4 @@
-"""Measure training and generation with different threads, alone and beside busy processes.
+"""Measure training and generation with different threads, on a busy machine too.
 
     python benchmarks/threads.py [--busy 0 1] [--rounds 5] [--architecture llama-1m]
 

@@ -20,13 +20,13 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use: its affinity and its container's quota."""
+    """Return how many cores this process may use, by affinity and by quota."""
     quota = core_quota()
     return visible_cores() if quota is None else max(1, min(visible_cores(), int(quota)))
 
 
 def visible_cores() -> int:
-    """Return how many cores this process may run on, whatever share of them it is given."""
+    """Return how many cores this process may run on, whatever its quota."""
     # macOS and Windows do not say which cores a process may use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -34,7 +34,7 @@ def visible_cores() -> int:
 
 
 def core_quota(groups: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the cores that a container's quota allows (cgroups v2, or v1), None without one."""
+    """Return the cores of a container's quota (cgroups v2 or v1), None without one."""
     try:
         if (groups / "cpu.max").exists():
             limit, period = (groups / "cpu.max").read_text().split()
@@ -47,7 +47,7 @@ def core_quota(groups: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def free_cores(seconds: float = 0.1) -> float | None:
-    """Return how many cores are idle while this process sleeps, None where nothing says so."""
+    """Return how many cores are idle now, None where nothing says so."""
 
     def read() -> tuple[int, int]:
         numbers = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
@@ -65,7 +65,7 @@ def free_cores(seconds: float = 0.1) -> float | None:
 
 
 def choose_threads(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what OpenMP should read when torch is imported, for this machine as it is now.
+    """Return what OpenMP should read, for this machine as it is now.
 
     As many threads as the container's quota has cores. Threads that wait for each other spin, which
     is fastest on an idle machine; where others compute, each spins away time that the thread it
@@ -92,7 +92,7 @@ def choose_threads(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_threads(environment: Mapping[str, str]) -> str | None:
-    """Return what OpenMP was told about waiting, in words; None where it was told nothing."""
+    """Return what OpenMP was told about waiting; None where it was told nothing."""
     told = [f"{name}={environment[name]}" for name in _WAITING if name in environment]
     if not told:
         return None

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def settle_threads() -> None:
-    """Choose threads for the libraries that are imported next; the run logs what was chosen."""
+    """Choose threads for the libraries that are imported next; the run logs them."""
     os.environ.update(choose_threads(os.environ))
 
 
