@@ -90,8 +90,13 @@ def main() -> None:
     command = [sys.executable, __file__, "--work", "--architecture", arguments.architecture]
     sides: dict[str, subprocess.Popen[str]] = {}
     for name, settings in SIDES.items():
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        sides[name] = subprocess.Popen(command, env=own | settings, text=True, **pipes)
+        sides[name] = subprocess.Popen(
+            command,
+            env=own | settings,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         cast(IO[str], sides[name].stdout).readline()
 
     figures: dict[str, object] = {}
