@@ -84,7 +84,8 @@ def values_of_flags(flags: Sequence[str]) -> dict[str, list[str]]:
     named: dict[str, list[str]] = {}
     option = ""
     for word in flags:
-        if word.startswith("--"):
+        # as argparse has it, a blank before any = is of a value, such as --recipe_options "--a 1"
+        if word.startswith("--") and " " not in word.partition("=")[0]:
             option, equals, value = word[2:].partition("=")
             option = option.replace("-", "_")
             named[option] = [value] if equals else []

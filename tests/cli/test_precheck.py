@@ -216,3 +216,9 @@ def test_the_first_typo_takes_less_than_a_second_and_imports_nothing_heavy() -> 
         assert (code, heavy.strip()) == ("1", "[]")
         seconds.append(float(spent))
     assert min(seconds) <= 0.5
+
+
+def test_one_value_may_look_like_options(recipe: Path) -> None:
+    """As of `plan --recipe_options "--model_name_or_path x --max_length 8"`."""
+    recipe.write_text(RECIPE.replace("shuffle:", "note: str = ''\n    shuffle:"))
+    assert check_options(["--note", "--max_steps many --nothing 3"], recipe) is None
