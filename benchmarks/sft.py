@@ -237,7 +237,7 @@ def build_packed(model: Any, tokenizer: Any, settings: Any, packed: Any, clock: 
     return SFTTrainer(
         model,
         fine_tuning.sft_trainer_settings(settings),
-        fine_tuning.collator_for(model, tokenizer, packing=True),
+        fine_tuning.collator_for(model, tokenizer, settings),
         packed,
         processing_class=tokenizer,
         callbacks=[clock],

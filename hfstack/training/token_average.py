@@ -30,7 +30,7 @@ class EachTokenCounts(Trainer):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
         """Evaluate one batch, and note its loss with the tokens that it is a mean of."""
-        labels = inputs.get("labels")
+        labels: Any = inputs.get("labels")
         result = cast(Any, super().prediction_step(model, inputs, *args, **settings))
 
         alone = self.means_are_local or self.args.world_size == 1
