@@ -30,11 +30,11 @@ class EachTokenCounts(Trainer):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
         """Evaluate one batch, and note its loss with the tokens that it is a mean of."""
-        labels: Any = inputs.get("labels")
+        labels = inputs.get("labels")
         result = cast(Any, super().prediction_step(model, inputs, *args, **settings))
 
         alone = self.means_are_local or self.args.world_size == 1
-        of_tokens = labels is not None and labels.dim() == 2
+        of_tokens = getattr(labels, "ndim", 0) == 2  # tokens of rows, no class of each
         if alone and self._sums is not None and of_tokens and result[0] is not None:
             scored = labels[:, 1:] if self.shifts_labels else labels
             tokens = float((scored != IGNORED_LABEL).sum())
