@@ -135,7 +135,7 @@ def measure(root: Path) -> dict[str, object]:
             for path in library
             for node in ast.walk(ast.parse(path.read_text()))
         ),
-        "nearest recipes, % equal": f"{100 * ratio:.0f} ({pair})",
+        "nearest recipes, % equal": f"{100 * ratio:.1f} ({pair})",
     }
 
 

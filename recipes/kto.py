@@ -6,7 +6,9 @@
 Each answer counts by itself: where its thumb is up, its log-ratio to a frozen reference is pushed
 above the mean of other answers, where it is down, below it; --beta says how sharply (Ethayarajh et
 al. 2024, arXiv:2402.01306). Thumbs are what users of a product give. Where one kind is rare, weigh
-it up with --desirable_weight or --undesirable_weight.
+it up with --desirable_weight or --undesirable_weight. --loss_type apo_zero_unpaired makes good
+answers likelier and bad ones less likely without that mean, where the good ones are better than
+what the model says by itself (D'Oosterlinck et al. 2024, arXiv:2408.06266).
 
 Watch eval_rewards/chosen and eval_rewards/rejected part, and eval_kl, which says how far the policy
 is from the reference. The mean of other answers is taken over a batch: it needs more than one row.
