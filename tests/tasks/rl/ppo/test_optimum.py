@@ -219,7 +219,7 @@ def test_a_bandit_comes_within_5_percent_of_its_optimum(
         (2, "shared", 128, 16),
         pytest.param(2, "separate", 128, 12, marks=pytest.mark.slow),
         pytest.param(3, "shared", 512, 18, marks=pytest.mark.slow),
-        pytest.param(3, "separate", 512, 18, marks=pytest.mark.slow),
+        pytest.param(3, "separate", 512, 22, marks=pytest.mark.slow),
     ],
 )
 def test_a_token_level_process_comes_within_5_percent_of_its_optimum(
