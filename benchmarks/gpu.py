@@ -91,7 +91,7 @@ def parity(device: str, *, tiny: bool) -> Figures:
     losses: dict[str, list[float]] = {}
     for place in ("cpu", device):
         set_seed(0)
-        model = AutoModelForCausalLM.from_config(config).to(place)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(place)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         generator = torch.Generator().manual_seed(0)
         found = losses[f"on {place}"] = []
@@ -183,7 +183,8 @@ def rollouts(device: str, *, tiny: bool) -> Figures:
     from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 
     config, tokens = shape("gpt2", tiny=tiny), 8 if tiny else 256
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(device).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    model = model.to(device).eval()
     policy = ActorCritic(model, critic="none")
     # no token ends a completion, so that all have the same length
     settings = SamplingSettings(max_new_tokens=tokens, stop_token_ids=(), pad_token_id=1)
@@ -245,7 +246,7 @@ def ppo(device: str, *, tiny: bool) -> Figures:
         "rloo": {"advantage": "rloo", "num_generations": 4},
     }.items():
         set_seed(0)
-        model = AutoModelForCausalLM.from_config(shape("0.5b", tiny=tiny))
+        model = AutoModelForCausalLM.from_config(shape("0.5b", tiny=tiny), trust_remote_code=False)
         with tempfile.TemporaryDirectory() as folder:
             args = PPOConfig(
                 output_dir=folder,

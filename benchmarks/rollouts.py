@@ -73,9 +73,9 @@ def compare(architecture: Path, load: Load, *, repeats: int) -> dict[str, dict[s
     """Return the medians of CPU seconds and answer tokens of each side."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(architecture)
+    config = AutoConfig.from_pretrained(architecture, trust_remote_code=False)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
     ends = 0 if load.mean is None else round(config.vocab_size / load.mean)
     stops = list(range(1, 1 + ends)) or [config.vocab_size]  # a token that there is not
 

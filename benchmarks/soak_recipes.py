@@ -92,7 +92,9 @@ def make_inputs(folder: Path) -> Path:
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
     encoder = AutoConfig.for_model(**_architectures(len(tokenizer))["bert"])
-    AutoModelForMaskedLM.from_config(encoder).save_pretrained(folder / "encoder")
+    AutoModelForMaskedLM.from_config(encoder, trust_remote_code=False).save_pretrained(
+        folder / "encoder"
+    )
     for name in ("model", "judge", "encoder"):
         tokenizer.save_pretrained(folder / name)
 

@@ -42,7 +42,7 @@ def work(architecture: str) -> None:
 
     folder = Path(__file__).parents[1] / "recipes" / "architectures"
     config = AutoConfig.from_pretrained(folder / f"{architecture}.json", trust_remote_code=False)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, config.vocab_size, (8, 256), generator=generator)  # (B, T)

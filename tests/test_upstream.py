@@ -45,6 +45,7 @@ HOOKS = {
         "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable "
         "is_compileable"
     ),
+    "transformers.cache_utils.DynamicLayer": "update get_seq_length",
     "trl.generation.vllm_generation.VLLMGeneration": "_iter_named_params",
     "evaluate.Metric": "_info _compute",
     "torch.nn.Module": "forward",

@@ -171,7 +171,7 @@ def test_the_kl_can_be_measured_to_an_earlier_policy(
     start = {"model_name_or_path": tmp_path / "first", **still}
     own = ppo(**start, output_dir=tmp_path / "own")
     named = ppo(**start, reference_model=tiny_llama, output_dir=tmp_path / "named")
-    assert abs(own["eval_kl_per_completion"]) < 1e-4 < named["eval_kl_per_completion"]
+    assert abs(own["eval_kl_k3"]) < 1e-4 < named["eval_kl_k3"]  # k1 of few answers may be negative
     assert len(read_run(tmp_path / "named").models) > len(read_run(tmp_path / "own").models)
 
 

@@ -281,7 +281,7 @@ def test_a_folder_is_published_whole_and_again(publish, run_recipe, sft: Path, t
     assert "license: mit" in (target / "README.md").read_text()
     # as a push leaves it that is killed between its two renames
     target.rename(target.with_name(".stories.old"))
-    (target.with_name(".stories.new")).mkdir()
+    (target.with_name(".stories.partial")).mkdir()
     publish(sft, repo=f"file://{target}", license="mit")
     assert sorted(path.name for path in target.parent.iterdir()) == ["stories"]
     check = ["--repo", f"file://{target}", "--output_dir", tmp_path / "verify"]

@@ -14,7 +14,7 @@ import pytest
 import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.cli.serving.utils import BaseHandler, Modality
-from trl.chat_template_utils import is_chat_template_stop_token_trained
+from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
 
 from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.chat_model import ChatModel, fit_prompt
@@ -24,7 +24,6 @@ from hfstack.tasks.sft.setup import training_template
 from hfstack.tokens.chat import (
     encode_for_generation,
     end_of_turn_id,
-    has_generation_markers,
     render_chat,
     render_with_answers,
 )

@@ -73,7 +73,7 @@ def test_an_evaluation_says_its_most_telling_numbers(
     with caplog.at_level(logging.INFO, logger="hfstack"):
         watched.state.global_step = 500
         watched.send("on_log", logs={"eval_runtime": 1.0, "eval_accuracy": 0.75, "eval_f1": 0.5})
-    assert caplog.messages == ["evaluated at step 500: accuracy 75.0 %, f1 0.5000"]
+    assert caplog.messages == ["evaluated at step 500: accuracy 75.0 %, F1 0.5000"]
 
 
 def test_a_terminal_has_a_bar_and_one_for_an_evaluation(

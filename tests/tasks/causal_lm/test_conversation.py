@@ -26,7 +26,7 @@ def test_turns_stand_behind_the_system_turn_and_can_be_undone() -> None:
 
 def test_a_text_that_goes_on_stays_one_text() -> None:
     talk = Conversation()
-    with pytest.raises(DataError, match="no text yet to go on with"):
+    with pytest.raises(DataError, match="no text yet to continue"):
         talk.last_text()
     talk.keep("Once", " upon")
     talk.keep(talk.last_text(), " a time", goes_on=True)
