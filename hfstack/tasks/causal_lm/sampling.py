@@ -20,9 +20,17 @@ from hfstack.models.output_head import without_adapter
 
 logger = get_logger(__name__)
 
-# What a generation_config says of tokens, which is no choice of how to sample.
+# What a generation_config says of tokens and of what is returned, no choice of how to sample.
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_NO_CHOICES = (*_TOKEN_IDS, "transformers_version", "_from_model_config", "use_cache")
+_RETURNED = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+_NO_CHOICES = (
+    *_TOKEN_IDS,
+    *_RETURNED,
+    "return_dict_in_generate",
+    "transformers_version",
+    "_from_model_config",
+    "use_cache",
+)
 
 
 @dataclass

@@ -125,6 +125,9 @@ def test_token_ids_stay_and_what_is_not_used_is_logged(
     lines = [line for line in caplog.messages if "generation settings are not used" in line]
     assert len(lines) == 1 and "top_k 7" in lines[0]
 
+    own.output_attentions, own.top_k = False, None  # what is returned is no choice of how to sample
+    assert describe_settings(own) == ""
+
 
 def test_greedy_decoding_ignores_penalties_too(model, tiny_tokenizer) -> None:
     def greedy() -> str:
