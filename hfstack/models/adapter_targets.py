@@ -40,23 +40,29 @@ def fit_adapter(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
         ConfigError: PEFT cannot put the adapter on this model.
     """
     targets = getattr(config, "target_modules", None)
-    refusal = _why_refused(config, model)
+    takes_all = isinstance(targets, str) and targets.lower() == ALL_LINEAR
+    odd = [name for name in linear_layers(model) if _is_odd(model.get_submodule(name))]
+    if takes_all and odd:
+        refusal = f"{len(odd)} layers compute something else than a product, such as {odd[0]}"
+    else:
+        refusal = _why_refused(config, model)
     if refusal is None:
         return config
 
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        linear = linear_layers(model)
-        for left_out in (_STATE_SPACE, _EXPERT_LAYERS, _STATE_SPACE | _EXPERT_LAYERS):
+    if takes_all:
+        linear = [name for name in linear_layers(model) if name not in odd]
+        rest = (_STATE_SPACE, _EXPERT_LAYERS, _STATE_SPACE | _EXPERT_LAYERS)
+        for left_out in (frozenset[str](), *rest) if odd else rest:
             kept = [name for name in linear if name.rpartition(".")[2] not in left_out]
             narrowed: Any = copy.deepcopy(config)
             narrowed.target_modules = set(kept)
             if kept and _why_refused(narrowed, model) is None:
                 logger.warning(
                     "--lora_target_modules %s: the adapter is put on %d linear layers, without "
-                    "%s, because PEFT says of all: %s",
+                    "%s, because PEFT cannot take all: %s",
                     targets,
                     len(kept),
-                    ", ".join(sorted(left_out)),
+                    ", ".join(sorted(left_out or {name.rpartition(".")[2] for name in odd})),
                     refusal,
                 )
                 return narrowed
@@ -77,6 +83,12 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     ]
+
+
+def _is_odd(layer: torch.nn.Module) -> bool:
+    """Return whether a layer is not the product that LoRA adds its own to."""
+    plain = type(layer).forward in (torch.nn.Linear.forward, Conv1D.forward)
+    return not plain and type(layer).__module__.startswith("transformers.models.")
 
 
 def _why_refused(config: PeftConfig, model: PreTrainedModel) -> str | None:

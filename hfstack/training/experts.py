@@ -67,6 +67,8 @@ def name_experts(config: Any) -> None:
     own = next((name for name in _EXPERTS if hasattr(config, name)), None)
     if own is not None and not hasattr(config, "num_experts"):
         family = type(config)
+        # an alias of an alias is not followed
+        own = family.attribute_map.get(own, own)
         family.attribute_map = {**family.attribute_map, "num_experts": own}
 
 

@@ -1,6 +1,7 @@
 """Adapters are put on what PEFT takes in a family, or refused in one line."""
 
 import pytest
+import torch
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -48,3 +49,18 @@ def test_a_state_space_keeps_its_output_projection_to_itself() -> None:
     assert {name.rpartition(".")[2] for name in targets} == {"in_proj", "x_proj", "dt_proj"}
     with pytest.raises(ConfigError, match="PEFT cannot put this adapter on FalconMamba"):
         fit_adapter(LoraConfig(target_modules=["out_proj"]), mamba)
+
+
+def test_layers_that_compute_in_their_own_way_are_left_out() -> None:
+    """DeepSeek-V4's grouped projection is a `Linear` whose output has another shape."""
+
+    class Grouped(torch.nn.Linear):
+        __module__ = "transformers.models.some_family"
+
+        def forward(self, states: torch.Tensor, /) -> torch.Tensor:
+            return super().forward(states).relu()
+
+    llama = model_of(LlamaConfig(**SIZES, **HEADS))
+    llama.get_submodule("model.layers.0.self_attn").o_proj = Grouped(16, 16)
+    targets = fit_adapter(all_linear(), llama).target_modules
+    assert len(targets) == 6 and not any(name.endswith("o_proj") for name in targets)

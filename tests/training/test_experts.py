@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DogeConfig, GraniteMoeConfig, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV4Config,
+    DogeConfig,
+    GraniteMoeConfig,
+    MixtralConfig,
+)
 
 from hfstack.errors import ConfigError
-from hfstack.training.experts import settle_router_loss
+from hfstack.training.experts import name_experts, settle_router_loss
 
 SIZES = {
     "vocab_size": 40,
@@ -65,3 +71,9 @@ def test_a_model_without_such_a_loss_is_trained_without_it() -> None:
     asked = trainer_of(DogeConfig(**SIZES), weight=0.01)
     with pytest.raises(ConfigError, match="--router_aux_loss_coef 0.01: DogeForCausalLM computes"):
         settle_router_loss(asked)
+
+
+def test_the_number_of_experts_is_found_behind_an_alias() -> None:
+    config = DeepseekV4Config(n_routed_experts=4)
+    name_experts(config)
+    assert getattr(config, "num_experts") == config.num_local_experts == 4  # noqa: B009
