@@ -168,7 +168,7 @@ def compare(row: Row) -> dict[str, Any]:
         assert peak is not None
         tokens = row.step.batch_size * row.step.sequence_length
         per_token = step_flops(row) / tokens
-        # what `plan` assumes unless it is told otherwise
+        # the default of `plan`
         planned_speed = DeviceArgs.utilization * peak * 1e12 / per_token
         found |= {
             "device": row.device,

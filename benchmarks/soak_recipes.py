@@ -263,7 +263,7 @@ def group_flags(inputs: Path) -> Flags:
 
 
 def masked_flags(inputs: Path) -> Flags:
-    """Return the flags of a masked model from scratch, which masks anew in each epoch."""
+    """Return the flags of a masked model from scratch, which draws other masks in each epoch."""
     own: Flags = {"model_name_or_path": inputs / "bert.json", "sample_tokens": None}
     return pretrain_flags(inputs) | own | {"pseudo_perplexity_texts": 0}
 

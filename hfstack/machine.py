@@ -92,12 +92,12 @@ def choose_threads(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_threads(environment: Mapping[str, str]) -> str | None:
-    """Return what OpenMP was told about waiting; None where it was told nothing."""
-    told = [f"{name}={environment[name]}" for name in _WAITING if name in environment]
-    if not told:
+    """Return what is set for how threads wait; None where nothing is."""
+    chosen = [f"{name}={environment[name]}" for name in _WAITING if name in environment]
+    if not chosen:
         return None
     threads = environment.get("OMP_NUM_THREADS", str(count_cores()))
-    return f"{threads} threads; how they wait for each other: {', '.join(told)}"
+    return f"{threads} threads; how they wait for each other: {', '.join(chosen)}"
 
 
 def processor_name() -> str:

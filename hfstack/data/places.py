@@ -131,7 +131,8 @@ def place_finder(
         found = places_of(rows, [*columns, *others], sources, purpose)
         if not all(found):
             found = places_of(rows, columns, sources, purpose)
-        return [dict(zip(once, found, strict=True))[each] for each in numbered]
+        place_of = dict(zip(once, found, strict=True))
+        return [place_of[each] for each in numbered]
 
     return find_places
 
