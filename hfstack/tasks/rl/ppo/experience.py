@@ -65,6 +65,7 @@ class Experience:
     token_counts: Tensor  # (N,) on the CPU: tokens that are trained on
     loss_counts: Tensor  # (N,) on the CPU: what the row adds to the policy's denominator
     rollout: int  # its index
+    kl_coef: float  # weight of the KL for the whole of this rollout
 
     def __post_init__(self) -> None:
         """Stack the fields, so that a chunk is indexed once for all of them."""
@@ -197,7 +198,7 @@ def shape_experience(
     metrics |= {"kl_coef": kl_coef} | critic_metrics
 
     token_counts = weight.sum(1).long().cpu()  # (N,)
-    return Experience(sequences, fields, token_counts, loss_counts.cpu(), index), metrics
+    return Experience(sequences, fields, token_counts, loss_counts.cpu(), index, kl_coef), metrics
 
 
 def _with_token_rewards(scores: Tensor, scored: RolloutScores, mask: Tensor) -> Tensor:

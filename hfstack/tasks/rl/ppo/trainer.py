@@ -274,7 +274,8 @@ class PPOTrainer(CheckpointedTrainer):
             chunk.fields,
             tokens=inputs["tokens"],
             denominator=inputs["denominator"],
-            kl_coef=self.kl_coef,
+            # the trainer's own is that of the next rollout already
+            kl_coef=cast(Experience, inputs["experience"]).kl_coef,
             critic_only=inputs["warms_up"],
         )  # scalar, (M,)
 

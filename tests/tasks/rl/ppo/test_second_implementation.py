@@ -9,6 +9,7 @@ Legend: T_i tokens of completion i, d hidden size.
 
 import copy
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_ppo import FixedEngine, prompts, trainer
 
 RATE, EPOCHS, ROLLOUTS, LONGEST = 0.05, 2, 2, 6
+# what the engine says of every token, nats by which the policy's own are a little above or below
+SAMPLED = -math.log(300)
 
 
 def worth(prompts: list[Any], completions: list[Any], completion_ids: list[Any], **_: Any) -> Any:
@@ -60,6 +63,8 @@ DEFAULTS: dict[str, Any] = {
     "kl_coef": 0.05,
     "kl_in_loss": False,
     "kl_estimator": "k1",
+    "kl_target": None,
+    "kl_horizon": 10_000,
     "use_bias_correction_kl": True,
     "gamma": 1.0,
     "lam": 0.95,
@@ -67,6 +72,9 @@ DEFAULTS: dict[str, Any] = {
     "whiten_advantages": False,
     "whiten_rewards": False,
     "missing_eos_penalty": 0.0,
+    "reward_normalize": False,
+    "reward_clip": math.inf,
+    "tis_cap": None,
     "mask_truncated_completions": False,
     "importance_sampling_level": "token",
     "loss_aggregation": "constant",
@@ -97,6 +105,8 @@ class Second:
         self.head = torch.nn.Linear(policy.config.hidden_size, 1)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
+        self.kl_coef = self.set["kl_coef"]
+        self.all_scores: list[float] = []  # of all rollouts so far
 
     def score(self, model: Any, prompt: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, (T_i,) each."""
@@ -112,9 +122,10 @@ class Second:
 
     def collect(self, asked: list[list[int]]) -> list[Completion]:
         """Score the completions to the prompts, and give each token its reward."""
-        rollout, given = FixedEngine().generate(None, asked), self.set
+        rollout, given = FixedEngine(SAMPLED).generate(None, asked), self.set
         ids = [tokens.tolist() for tokens in rollout.completion_ids]
-        found = []
+        found: list[Completion] = []
+        penalised: list[float] = []
         ended_of = rollout.finished.tolist()
         scores = worth([], [], ids)
         for prompt, tokens, ended, score in zip(
@@ -125,9 +136,14 @@ class Second:
                 reference, _ = self.score(self.reference, prompt, tokens)
                 values = self.value(prompt, tokens)
             kl = kl_of(old, reference, given["kl_estimator"])
-            rewards = torch.zeros_like(old) if given["kl_in_loss"] else -given["kl_coef"] * kl
-            rewards[-1] += score - given["missing_eos_penalty"] * (not ended)
+            rewards = torch.zeros_like(old) if given["kl_in_loss"] else -self.kl_coef * kl
             found.append(Completion(prompt, tokens, ended, old, reference, values, rewards))
+            penalised.append(score - given["missing_eos_penalty"] * (not ended))
+
+        self.all_scores += penalised
+        spread = statistics.pstdev(self.all_scores) if given["reward_normalize"] else 1.0
+        for one, score in zip(found, penalised, strict=True):
+            one.rewards[-1] += min(max(score / spread, -given["reward_clip"]), given["reward_clip"])
 
         if given["whiten_rewards"]:
             every = torch.cat([one.rewards for one in found])
@@ -200,12 +216,14 @@ class Second:
             if given["dual_clip"] < math.inf:
                 bound = given["dual_clip"] * one.advantages
                 gained = torch.where(one.advantages < 0, torch.max(gained, bound), gained)
+            if given["tis_cap"]:
+                gained = gained * (one.old - SAMPLED).exp().clamp(max=given["tis_cap"])
             if given["kl_in_loss"]:
                 kind = given["kl_estimator"].replace("k1", "k2")
                 kl = kl_of(new, one.reference, kind)
                 if kind == "k3" and given["use_bias_correction_kl"]:
                     kl = kl * (new - one.old).exp()
-                gained = gained - given["kl_coef"] * kl
+                gained = gained - self.kl_coef * kl
             total = total - gained.sum() / divide[given["loss_aggregation"]](len(one.tokens))
             total = total - given["entropy_coef"] * entropies.sum() / tokens
 
@@ -215,6 +233,14 @@ class Second:
                 worse = torch.max((values - one.returns) ** 2, (near - one.returns) ** 2)
                 total = total + given["vf_coef"] * (worse / 2).sum() / tokens
         return total
+
+    def adapt(self, found: list[Completion]) -> None:
+        """Move the KL coefficient towards its target (Ziegler et al. 2019, section 2.2)."""
+        target, horizon = self.set["kl_target"], self.set["kl_horizon"]
+        if target is not None:
+            kl = statistics.mean(float((one.old - one.reference).sum()) for one in found)
+            error = min(max((kl - target) / target, -0.2), 0.2)
+            self.kl_coef *= 1 + error * len(found) / horizon
 
     def train(self, asked: list[list[int]]) -> None:
         modules = (self.policy, self.backbone, self.head)
@@ -226,6 +252,7 @@ class Second:
                 optimizer.zero_grad()
                 self.loss(found).backward()
                 optimizer.step()
+            self.adapt(found)  # for the next rollout
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -237,6 +264,11 @@ CASES: dict[str, dict[str, Any]] = {
         "whiten_rewards": True,
         "missing_eos_penalty": 1.0,
         "kl_estimator": "abs",
+        "kl_target": 0.01,
+        "kl_horizon": 20,
+        "reward_normalize": True,
+        "reward_clip": 1.0,
+        "tis_cap": 1.01,
         "entropy_coef": 0.05,
         "dual_clip": 1.05,
         "cliprange": 0.01,
@@ -244,8 +276,23 @@ CASES: dict[str, dict[str, Any]] = {
         "vf_coef": 0.5,
         "cliprange_value": 0.01,
     },
-    "gae, kl in the loss": {"kl_in_loss": True, "whiten_advantages": False, "kl_coef": 0.5},
+    "gae, kl in the loss": {
+        "kl_in_loss": True,
+        "whiten_advantages": False,
+        "kl_coef": 0.5,
+        "kl_target": 1.0,
+        "kl_horizon": 20,
+    },
     "rloo": {"advantage": "rloo", "num_generations": 4},
+    "rloo, unended": {
+        "advantage": "rloo",
+        "num_generations": 4,
+        "missing_eos_penalty": 0.7,
+        "kl_target": 1.0,
+        "kl_horizon": 20,
+        "reward_normalize": True,
+        "tis_cap": 1.01,
+    },
     "rloo, one action": {
         "advantage": "rloo",
         "num_generations": 2,
@@ -265,13 +312,35 @@ CASES: dict[str, dict[str, Any]] = {
         "cliprange": 0.001,
         "cliprange_high": 0.002,
     },
+    "grpo, unended": {
+        "advantage": "grpo",
+        "num_generations": 4,
+        "missing_eos_penalty": 0.7,
+        "kl_target": 0.01,
+        "kl_horizon": 20,
+        "kl_coef": 0.5,
+    },
     "dr_grpo": {
         "advantage": "dr_grpo",
         "num_generations": 4,
         "mask_truncated_completions": True,
     },
     "reinforce": {"advantage": "reinforce", "gamma": 0.9},
-    "reinforce_pp": {"advantage": "reinforce_pp", "missing_eos_penalty": 0.5},
+    "reinforce, unended": {
+        "advantage": "reinforce",
+        "missing_eos_penalty": 0.7,
+        "reward_clip": 1.0,
+        "kl_target": 1.0,
+        "kl_horizon": 20,
+    },
+    "reinforce_pp": {"advantage": "reinforce_pp"},
+    "reinforce_pp, unended": {
+        "advantage": "reinforce_pp",
+        "missing_eos_penalty": 0.5,
+        "kl_target": 1.0,
+        "kl_horizon": 20,
+        "tis_cap": 1.01,
+    },
     "reinforce_pp, groups": {"advantage": "reinforce_pp", "num_generations": 4},
 }
 
@@ -296,7 +365,7 @@ def test_it_trains_to_the_same_weights(
         tiny_tokenizer,
         copy.deepcopy(model),
         build={
-            "engine": FixedEngine(),
+            "engine": FixedEngine(SAMPLED if settings.get("tis_cap") else None),
             "reward_funcs": worth,
             "reference_model": reference,
             "train_dataset": rows,
@@ -320,6 +389,8 @@ def test_it_trains_to_the_same_weights(
         assert torch.allclose(trained[name], weights, atol=2e-6), name
         furthest = max(furthest, float((weights - model.state_dict()[name]).abs().max()))
     assert furthest > 1e-4, "it learned"
+    assert made.kl_coef == pytest.approx(second.kl_coef, rel=1e-5)
+    assert (made.kl_coef != second.set["kl_coef"]) == ("kl_target" in settings)
     if made.model.has_critic:
         assert torch.allclose(made.model.v_head.weight, second.head.weight, atol=2e-6)
         critic = made.model.critic.state_dict()
