@@ -191,6 +191,20 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def put_in_place(finished: Path, path: Path, *, durable: bool = True) -> None:
+    """Give a finished file its name, in place of what had it.
+
+    Args:
+        finished: a file in the folder of `path`, with its content on the disk.
+        path: the name that readers look for.
+        durable: whether to wait until the name would survive a power failure.
+    """
+    finished.replace(path)
+    # The new name is an entry of the folder, which has to reach the disk as well.
+    if durable:
+        flush_to_disk(path.parent)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, *, errors: str = "strict", durable: bool = True) -> Iterator[TextIO]:
     """Open a text file (UTF-8) that gets its name only once all of it is on disk.
@@ -210,14 +224,10 @@ def atomic_write(path: Path, *, errors: str = "strict", durable: bool = True) ->
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        partial.replace(path)
+        put_in_place(partial, path, durable=durable)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-    # The new name is an entry of the folder, which has to reach the disk as well.
-    if durable:
-        flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from hfstack.disk import flush_to_disk, put_in_place
 from hfstack.errors import ConfigError, MissingExtraError
 from hfstack.logs import get_logger
 from hfstack.models.adapter_names import adapter_for
@@ -195,7 +196,8 @@ def name_magnitudes(folder: Path) -> None:
     # in its place at once, so that a reader finds the old file or the new one
     partial = file.with_suffix(".partial")
     save_file(renamed, partial, metadata={"format": "pt"})
-    partial.replace(file)
+    flush_to_disk(partial)
+    put_in_place(partial, file)
 
 
 def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrainedModel:

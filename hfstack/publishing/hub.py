@@ -13,7 +13,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -309,42 +309,59 @@ def push(
         HubError: the branch has moved, or the Hub refuses or cannot be reached, also after the last
             wait. In each case the branch is as it was before.
     """
-    operations = [CommitOperationAdd(item.path, str(item.source)) for item in items]
     removals = [CommitOperationDelete(path) for path in delete]
-    with transport(target):
-        for wait_s in (*waits_s, None):
-            try:
+    xet = has_xet(target)
+    for wait_s in (*waits_s, None):
+        try:
+            with _additions(items, xet=xet) as additions:
                 commit = target.api.create_commit(
                     target.repo,
-                    [*operations, *removals],
+                    [*additions, *removals],
                     commit_message=message,
                     repo_type=target.repo_type,
                     revision=target.branch,
                     parent_commit=parent,
                 )
-                return str(commit.oid)
-            except Exception as error:
-                # The commit may have been made although its answer was lost.
-                _raise_unless_network(error, target)
-                landed = _find_landed_commit(target, items, parent)
-                if landed is not None:
-                    logger.info("the answer was lost, but the commit was made: %s", landed[:10])
-                    return landed
+            return str(commit.oid)
+        except Exception as error:
+            # The commit may have been made although its answer was lost.
+            _raise_unless_network(error, target)
+            landed = _find_landed_commit(target, items, parent)
+            if landed is not None:
+                logger.info("the answer was lost, but the commit was made: %s", landed[:10])
+                return landed
 
-                if status_of(error) == 412:
-                    raise HubError(
-                        f"{target.url}: {target.branch} has changed since {parent[:10]}, while "
-                        "this was being pushed; nothing of this push is visible: look at the "
-                        "change, then push again"
-                    ) from None
-                described = as_hub_error(error, target.url, target.endpoint)
-                if wait_s is None or not is_transient(error):
-                    raise described from error
+            if status_of(error) == 412:
+                raise HubError(
+                    f"{target.url}: {target.branch} has changed since {parent[:10]}, while "
+                    "this was being pushed; nothing of this push is visible: look at the "
+                    "change, then push again"
+                ) from None
+            described = as_hub_error(error, target.url, target.endpoint)
+            if wait_s is None or not is_transient(error):
+                raise described from error
 
-                wait_s = max(wait_s, retry_after_s(error))
-                logger.warning("%s; again in %g s", described, wait_s)
-                time.sleep(wait_s)
+            wait_s = max(wait_s, retry_after_s(error))
+            logger.warning("%s; again in %g s", described, wait_s)
+            time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _additions(items: Sequence[FileToPublish], *, xet: bool) -> Iterator[list[CommitOperationAdd]]:
+    """Give the files of a commit, by name for Xet, else opened.
+
+    The Hub's client uploads by Xet whatever it may open itself, and has no fallback for an endpoint
+    without it; what is open already goes by LFS.
+    """
+    with ExitStack() as stack:
+        yield [
+            CommitOperationAdd(
+                item.path,
+                str(item.source) if xet else stack.enter_context(item.source.open("rb")),
+            )
+            for item in items
+        ]
 
 
 def _raise_unless_network(error: Exception, target: HubRepo) -> None:
@@ -365,7 +382,7 @@ def check_pushed(target: HubRepo, items: Sequence[FileToPublish], sha: str) -> i
         HubError: a file is missing or differs.
     """
     stored = _list_files(target, sha)
-    with tempfile.TemporaryDirectory() as folder, transport(target):
+    with tempfile.TemporaryDirectory() as folder:
         for item in items:
             there = stored.get(item.path)
             if there is None:
@@ -386,24 +403,21 @@ def check_pushed(target: HubRepo, items: Sequence[FileToPublish], sha: str) -> i
     return len(items)
 
 
-@contextmanager
-def transport(target: HubRepo) -> Iterator[bool]:
-    """Use Xet for large files only where the endpoint has it.
+def has_xet(target: HubRepo) -> bool:
+    """Return whether large files can go by Xet: it is installed, allowed, and there.
 
     Upstream tries it everywhere and has no fallback.
     """
-    disabled = constants.HF_HUB_DISABLE_XET
-    xet = not disabled and find_spec("hf_xet") is not None and probe_xet(target)
-    if not xet and not disabled:
-        logger.info("%s has no Xet: large files go by LFS", target.endpoint)
-    constants.HF_HUB_DISABLE_XET = not xet  # pyright: ignore[reportConstantRedefinition]
-    try:
-        yield xet
-    finally:
-        constants.HF_HUB_DISABLE_XET = disabled  # pyright: ignore[reportConstantRedefinition]
+    if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+        return False
+    if _offers_xet(target):
+        return True
+
+    logger.info("%s has no Xet: large files go by LFS", target.endpoint)
+    return False
 
 
-def probe_xet(target: HubRepo) -> bool:
+def _offers_xet(target: HubRepo) -> bool:
     """Return whether the endpoint gives out what a Xet upload needs."""
     url = f"{target.endpoint}/api/{target.repo_type}s/{target.repo}/xet-write-token/{target.branch}"
     try:

@@ -19,7 +19,7 @@ from hfstack.publishing.files import (
     refuse_pickles,
 )
 from hfstack.publishing.folder import folder_of, names_folder
-from hfstack.publishing.hub import HubRepo, check_name, transport
+from hfstack.publishing.hub import check_name
 from hfstack.publishing.hub_errors import as_hub_error, is_network
 from hfstack.publishing.staging import CARD, RUNS, read_publication
 from hfstack.runs.record_forms import Publication, read_published_runs
@@ -44,15 +44,13 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
     api = HfApi(endpoint=endpoint, token=get_token())
     error: Exception | None = None
     for kind in ("model", "dataset"):
-        target = HubRepo(repo, kind, endpoint, get_token())
         try:
             sha = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
-            with transport(target):
-                # An empty cache, or what this machine has of that commit would be taken.
-                cache = folder / ".cache"
-                api.snapshot_download(
-                    repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=cache
-                )
+            # An empty cache, or what this machine has of that commit would be taken.
+            cache = folder / ".cache"
+            api.snapshot_download(
+                repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=cache
+            )
             # What lies there now is the client's own, so nothing else may.
             names = api.list_repo_files(repo, repo_type=kind, revision=sha)
             if hidden := next((name for name in names if name.startswith(".cache/")), None):

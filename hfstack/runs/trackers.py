@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,9 @@ _DELIVERY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
-# Run names and environment variables that were set in this file, and not by the user.
-_set_here: set[str] = set()
+# The names of runs and of environment variables that a run around this one has set, and not the
+# user: its settings may have been copied for this one.
+_set_by_outer_runs: ContextVar[frozenset[str]] = ContextVar("set_by_outer_runs")
 
 
 @contextmanager
@@ -59,9 +61,11 @@ def tracked(args: "TrainingArguments | None", output_dir: Path, run_id: str) -> 
     # Late, because it imports torch.
     from transformers.integrations import integration_utils
 
-    if not args.run_name or args.run_name in _set_here:
-        args.run_name = f"{output_dir.resolve().name}-{run_id}"
-        _set_here.add(args.run_name)
+    known = _set_by_outer_runs.get(frozenset())
+    named_before = args.run_name
+    if not named_before or named_before in known:
+        name = args.run_name = f"{output_dir.resolve().name}-{run_id}"
+        known |= {name}
 
     wanted = {"TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER), "WANDB_DIR": str(output_dir)}
     if not any(name in os.environ for name in _USERS_OWN_PLACE):
@@ -69,10 +73,10 @@ def tracked(args: "TrainingArguments | None", output_dir: Path, run_id: str) -> 
 
     # What the user has set stays; what an outer run has set is replaced, and put back at the end.
     variables = {
-        name: value for name, value in wanted.items() if name not in os.environ or name in _set_here
+        name: value for name, value in wanted.items() if name not in os.environ or name in known
     }
     before = {name: os.environ.get(name) for name in variables}
-    _set_here.update(variables)
+    outer = _set_by_outer_runs.set(known | variables.keys())
     os.environ.update(variables)
 
     # The Trainer makes its callbacks from this table of upstream's, and offers no other place to
@@ -99,9 +103,10 @@ def tracked(args: "TrainingArguments | None", output_dir: Path, run_id: str) -> 
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
-                _set_here.discard(name)
             else:
                 os.environ[name] = value
+        _set_by_outer_runs.reset(outer)
+        args.run_name = named_before  # the same settings may serve the next run
 
 
 def forget_later_steps(args: "TrainingArguments", step: int, *, changed: bool = False) -> None:

@@ -5,7 +5,6 @@ recipes, so it can be asked anywhere. A recipe collects the answers and hands th
 which refuses to train on any problem.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
 
+from hfstack.disk import hash_text
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.rendering import find_missing, shape_of
@@ -218,8 +218,8 @@ def train_and_eval_are_disjoint(
     train_texts: Iterable[str], eval_texts: Iterable[str]
 ) -> str | None:
     """Check that no train row is held out as well, comparing whole texts by hash."""
-    held_out = {_hash_row(text) for text in eval_texts}
-    shared = sum(_hash_row(text) in held_out for text in train_texts)
+    held_out = {hash_text(text) for text in eval_texts}
+    shared = sum(hash_text(text) in held_out for text in train_texts)
     if not shared:
         return None
     return (
@@ -311,7 +311,3 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
         f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; "
         "divide each part by the tokens of the whole batch (num_items_in_batch)"
     )
-
-
-def _hash_row(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()

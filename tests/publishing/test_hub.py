@@ -17,10 +17,9 @@ from hfstack.publishing.hub import (
     check_pushed,
     find_superseded,
     find_token,
+    has_xet,
     prepare_repo,
-    probe_xet,
     push,
-    transport,
 )
 from hfstack.publishing.hub_errors import retry_after_s
 from hfstack.runs.rendering import PUBLICATION
@@ -178,10 +177,7 @@ def test_an_endpoint_without_xet_is_served_by_lfs(
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
     assert check_pushed(where, items, sha) == 2
     assert any("xet-write-token" in line for line in hub.log), "it asks first"
-    assert constants.HF_HUB_DISABLE_XET is False, "the setting of the process is as it was"
-    assert not probe_xet(where)
-    with transport(where) as xet:
-        assert not xet and constants.HF_HUB_DISABLE_XET
+    assert not has_xet(where)
 
 
 def test_a_branch_is_made_and_main_stays(hub: Hub, items: list[FileToPublish]):

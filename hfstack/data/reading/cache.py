@@ -7,7 +7,6 @@ report is kept with the rows and logged again when they are taken from the cache
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +21,7 @@ from hfstack.data.reading.files import DataFile, fingerprint
 from hfstack.data.reading.layouts import Purpose
 from hfstack.data.reading.read_report import ReadReport
 from hfstack.data.reading.rows import OnBadRow, read_rows
-from hfstack.disk import describe_os_error, hash_text, is_missing, retry_reading
+from hfstack.disk import atomic_folder, describe_os_error, hash_text, is_missing, retry_reading
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -151,23 +150,17 @@ def _fill_cache(
 
     A damaged one of that name is deleted after that, and not before. Returns the reader's report.
     """
-    damaged = folder.is_dir()
-    if damaged:
+    if folder.is_dir():
         logger.warning("the cache %s is damaged: reading the files again", folder)
 
     report = ReadReport()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        unfinished = Path(scratch) / "cache"
-        unfinished.mkdir()
+    with atomic_folder(folder) as unfinished:
         quarantine = unfinished / "quarantine.jsonl"
         rows = read(quarantine_file=quarantine, columns=columns, report=report)
         _write_arrow(rows, unfinished, _ColumnWriter(name, columns, report))
 
         digest = {"blake2b": fingerprint(unfinished / "rows.arrow")["blake2b"]}
         (unfinished / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
-        if damaged:
-            folder.rename(Path(scratch) / "damaged")
-        unfinished.rename(folder)
     return report
 
 

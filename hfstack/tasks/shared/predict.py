@@ -5,7 +5,6 @@ answers out. The recipe `predict` has the table of tasks, by the model's archite
 """
 
 import csv
-import hashlib
 import json
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 from trl import ModelConfig
 
 from hfstack.data.reading.bad_rows import UnreadRow
+from hfstack.disk import atomic_write, hash_text, put_in_place
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.contents import USES, ModelKind, identify_model
@@ -140,8 +140,7 @@ def write_predictions(
             there are fewer rows than were written.
     """
     # What was begun with another model or other data is of no use to anybody.
-    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
-    begun = path.with_name(f".{path.name}.{digest}")
+    begun = path.with_name(f".{path.name}.{hash_text(identity)[:12]}")
     for other in path.parent.glob(f".{path.name}.*"):
         if other != begun:
             other.unlink()
@@ -180,7 +179,7 @@ def write_predictions(
         first = json.loads(begun.read_text(encoding="utf-8").partition("\n")[0])
         begun.unlink()
         raise DataError(f"none of the {total} rows has an answer; the first: {first[NO_ANSWER]}")
-    begun.replace(path)
+    put_in_place(begun, path)
     return total
 
 
@@ -216,13 +215,10 @@ def write_csv(path: Path) -> Path:
     """
     columns = dict.fromkeys(name for line in _lines(path) for name in _flat(line))
     table = path.with_suffix(".csv")
-    unfinished = table.with_name(f".{table.name}")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(table) as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(_flat, _lines(path)))
-
-    unfinished.replace(table)
     return table
 
 
