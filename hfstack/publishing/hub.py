@@ -404,10 +404,7 @@ def check_pushed(target: HubRepo, items: Sequence[FileToPublish], sha: str) -> i
 
 
 def has_xet(target: HubRepo) -> bool:
-    """Return whether large files can go by Xet: it is installed, allowed, and there.
-
-    Upstream tries it everywhere and has no fallback.
-    """
+    """Return whether large files can go by Xet: it is installed, allowed, and there."""
     if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
         return False
     if _offers_xet(target):
