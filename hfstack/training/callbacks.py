@@ -232,6 +232,8 @@ class StopOnDivergence(TrainerCallback):
 class SampleTable(TrainerCallback):
     """Save completions of fixed prompts to `samples.jsonl` at each evaluation.
 
+    Where a model does not generate, a warning says why, and training goes on without samples.
+
     Args:
         path: the file; rows are {"step", "prompt", "completion"}.
         sample: called with the model, returns (prompt, completion) pairs.
@@ -276,11 +278,27 @@ class SampleTable(TrainerCallback):
         training = model.training
         model.eval()
 
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(args.seed)
-            pairs = self.sample(model)
+        # Samples are to look at: a model that cannot generate, or memory for a pass alone, must not
+        # cost the weights, which are saved after the last of them.
+        pairs = []
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(args.seed)
+                pairs = self.sample(model)
+        except Preempted:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            logger.warning(
+                "no samples of step %d: %s does not generate (%s); training goes on",
+                state.global_step,
+                type(model).__name__,
+                cause,
+            )
+            logger.debug("what generation raised", exc_info=True)
+        finally:
+            model.train(training)
 
-        model.train(training)
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, completion in pairs:
                 row = {"step": state.global_step, "prompt": prompt, "completion": completion}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfstack.errors import DivergedError
+from hfstack.errors import DivergedError, Preempted
 from hfstack.training import callbacks
 from hfstack.training.callbacks import (
     DerivedMetrics,
@@ -124,6 +124,45 @@ def test_samples_leave_training_untouched(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [10, 20]
     # one seed, one sample
     assert rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]
+
+
+def test_a_model_that_does_not_generate_is_trained_without_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sample(given: torch.nn.Module) -> list[tuple[str, str]]:
+        torch.rand(3)
+        if bench.state.global_step == 10:
+            raise RuntimeError("The size of tensor a (30) must match\nthe size of tensor b (15)")
+        return [("a", "b")]
+
+    model = torch.nn.Dropout()
+    bench = Bench(SampleTable(tmp_path / "samples.jsonl", sample), tmp_path)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    bench.send("on_train_begin")
+    for step in (10, 20):
+        bench.state.global_step = step
+        bench.send("on_evaluate", model=model)
+
+    assert torch.equal(torch.rand(1), expected) and model.training
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert lines == [
+        "no samples of step 10: Dropout does not generate (RuntimeError: The size of tensor a (30) "
+        "must match the size of tensor b (15)); training goes on"
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20]
+
+
+def test_a_second_signal_while_sampling_stops_the_run(tmp_path: Path) -> None:
+    def sample(given: torch.nn.Module) -> list[tuple[str, str]]:
+        raise Preempted("stopped")
+
+    bench = Bench(SampleTable(tmp_path / "samples.jsonl", sample), tmp_path)
+    bench.send("on_train_begin")
+    with pytest.raises(Preempted):
+        bench.send("on_evaluate", model=torch.nn.Dropout())
 
 
 def test_a_model_in_shards_is_not_sampled_by_one_process(

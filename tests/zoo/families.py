@@ -155,6 +155,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    # of its 8 layers before and 8 after the loop, two in all would leave -14 to be looped over
+    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
 }
 
 
