@@ -21,6 +21,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.evidence.training_text import TrainingTextArgs, check_training_text
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.models.probes import require_causal
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.document_scores import bootstrap_interval, score_documents
 from hfstack.tasks.causal_lm.metrics import compute_metrics
@@ -72,6 +73,7 @@ def main(
         tokenizer = load_tokenizer(model_args)
         model: Any = load_causal_lm(model_args, tokenizer)
         model.to(Accelerator().device).eval()
+        require_causal(model, "its loss would be that of copying, and not of predicting")
 
         longest = context_length(model.config)
         max_length = args.max_length or longest or 1024

@@ -418,7 +418,13 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Refuse a tokenizer that gives ids which the model's embedding does not have."""
-    rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+    try:
+        rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+    except NotImplementedError:  # CANINE hashes its characters
+        raise ConfigError(
+            f"{name} is {type(model).__name__}, which has no table of token embeddings, so that "
+            "its vocabulary cannot be checked: name a model that has one"
+        ) from None
     needed = vocabulary_size(tokenizer)
     if needed > rows:
         raise ConfigError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from hfstack.errors import ConfigError
 from hfstack.models.evaluation_mode import evaluation_mode
 
 # In fp32 rounding is below 1e-5 of the largest logit. In 16 bits a token at another place of a row
@@ -22,7 +23,11 @@ from hfstack.models.evaluation_mode import evaluation_mode
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.05
 
+# What rounding may change where the same tokens are read, as a share of the allowed difference.
+SAME_INPUT = 0.1
+
 _FIRST_TOKENS, _SECOND_TOKENS = 9, 14
+_LAST_TOKENS = 12
 _PADDING_TOKENS = 5
 
 # What of a first document's effect may be left: a barely initialised model has small effects.
@@ -90,6 +95,30 @@ def padding_changes(model: PreTrainedModel) -> ProbeResult:
     if one.shape != other.shape:
         other = other[:, :_SECOND_TOKENS]
     return ProbeResult(relative_difference(one, other), tolerance(model))
+
+
+def require_causal(model: PreTrainedModel, consequence: str) -> None:
+    """Refuse a model in which the last token changes the logits of those before it.
+
+    Args:
+        consequence: what would be wrong, after "so ".
+
+    Raises:
+        ConfigError: it does.
+    """
+    one = random_ids(model, 1, _LAST_TOKENS)  # (1, T)
+    other = one.clone()
+    other[0, -1] = one[0, 0] if one[0, 0] != one[0, -1] else one[0, 1]
+    with evaluation_mode(model):
+        before, after = logits_of(model, input_ids=one), logits_of(model, input_ids=other)
+
+    change = relative_difference(before[:, :-1], after[:, :-1])
+    if not change <= SAME_INPUT * tolerance(model):
+        raise ConfigError(
+            f"{type(model).__name__} reads what follows a position (the last token changes the "
+            f"logits before it by {change:.2g} of the largest), so {consequence}: name a causal "
+            "language model"
+        )
 
 
 def random_ids(model: PreTrainedModel, rows: int, tokens: int, *, seed: int = 0) -> Tensor:

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
@@ -82,9 +87,14 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     inputs = tokenizer(
         _CHECK_TEXT, return_tensors="pt", truncation=True, max_length=length
     )  # (1, T)
+    read = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    if kind.auto_class == AutoModelForSeq2SeqLM.__name__:
+        # BART's family would shift the text for its decoder by itself, as every family does labels
+        read["labels"] = inputs["input_ids"]  # (1, T)
+
     with torch.no_grad():
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    logits: Any = outputs[0]
+        outputs: Any = model(**read)
+    logits = outputs.start_logits if "start_logits" in outputs else outputs.logits
     return "check_mean_logit", float(logits.float().abs().mean())
 
 

@@ -32,7 +32,14 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.output_head import without_adapter
-from hfstack.models.probes import logits_of, random_ids, relative_difference, tolerance
+from hfstack.models.probes import (
+    SAME_INPUT,
+    logits_of,
+    random_ids,
+    relative_difference,
+    require_causal,
+    tolerance,
+)
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
@@ -42,9 +49,6 @@ LOSS_OF_ITS_OWN = "loss_of_its_own"
 
 _ROWS, _TOKENS = 2, 12
 _TRL_HEAD = "fused_lm_head"  # the argument that TRL adds to a model's forward pass
-
-# What rounding may change where the same tokens are read, as a share of the allowed difference.
-_SAME_INPUT = 0.1
 
 
 def settle_next_token_loss(trainer: Trainer) -> None:
@@ -67,7 +71,7 @@ def settle_next_token_loss(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
 
-    _refuse_reading_ahead(model)
+    require_causal(model, "it would learn to copy, and not to predict")
     if _TRL_HEAD in inspect.signature(model.forward, follow_wrapped=False).parameters:
         temperature = float(getattr(trainer, "temperature", 1.0))
         for scored in (model, getattr(trainer, "ref_model", None)):
@@ -195,27 +199,6 @@ def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1).gather(-1, targets[..., None])[..., 0]
 
 
-def _refuse_reading_ahead(model: Any) -> None:
-    """Refuse a model in which the last token changes the logits of those before it.
-
-    Raises:
-        ConfigError: it does.
-    """
-    one = random_ids(model, 1, _TOKENS)  # (1, T)
-    other = one.clone()
-    other[0, -1] = one[0, 0] if one[0, 0] != one[0, -1] else one[0, 1]
-    with evaluation_mode(model):
-        before, after = logits_of(model, input_ids=one), logits_of(model, input_ids=other)
-
-    change = relative_difference(before[:, :-1], after[:, :-1])
-    if not change <= _SAME_INPUT * tolerance(model):
-        raise ConfigError(
-            f"{type(model).__name__} reads what follows a position (the last token changes the "
-            f"logits before it by {change:.2g} of the largest), so it would learn to copy, and not "
-            "to predict: name a causal language model"
-        )
-
-
 def _uses_own_loss(trainer: Trainer, model: Any) -> bool:
     """Return whether the loss is the one that the model's class computes."""
     return _computes_as_upstream(trainer) and not hasattr(model.forward, LOSS_OF_ITS_OWN)
@@ -244,7 +227,7 @@ def _loss_is_shifted(model: Any) -> bool:
             f"{type(model).__name__} computes no loss of tokens alone "
             f"({' '.join(str(error).split())[:120]}): name another model"
         ) from error
-    return abs(own[0] - own[1]) <= _SAME_INPUT * tolerance(model) * abs(own[0])
+    return abs(own[0] - own[1]) <= SAME_INPUT * tolerance(model) * abs(own[0])
 
 
 def _vocabulary(model: Any) -> int:

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, CanineConfig, CanineModel
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.loading import is_masked_lm, load_causal_lm, load_tokenizer
+from hfstack.models.loading import (
+    check_vocabulary,
+    is_masked_lm,
+    load_causal_lm,
+    load_tokenizer,
+)
 
 
 def architecture(folder: Path, **changes: object) -> Path:
@@ -166,3 +171,10 @@ def test_a_tokenizer_with_other_ids_than_the_models_own_is_said(
     file.write_text(json.dumps(core))
     load_tokenizer(args, str(tmp_path / "other"))
     assert "gives 2 of 300 tokens other ids than the tokenizer of" in caplog.text
+
+
+def test_a_model_without_a_table_of_embeddings_is_refused(tiny_llama: Path) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = CanineModel(CanineConfig(**sizes, intermediate_size=32, num_hash_buckets=64))
+    with pytest.raises(ConfigError, match="runs/c is CanineModel, which has no table of token"):
+        check_vocabulary(model, AutoTokenizer.from_pretrained(tiny_llama), "runs/c")

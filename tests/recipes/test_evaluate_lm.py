@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, XLNetConfig, XLNetLMHeadModel
 
 from hfstack.data.packing.blocks import pack
 from hfstack.errors import ConfigError, DataError
@@ -93,6 +93,28 @@ def test_mistakes(
             *flags,
         )
     assert read_run(tmp_path / "out").status == "failed"
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(
+    run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    size = len(tokenizer)
+    config = XLNetConfig(vocab_size=size, d_model=16, n_layer=1, n_head=2, d_inner=32)
+    XLNetLMHeadModel(config).save_pretrained(tmp_path / "both_ways")
+    tokenizer.save_pretrained(tmp_path / "both_ways")
+    with pytest.raises(
+        ConfigError, match="XLNetLMHeadModel reads what follows a position .*copying"
+    ):
+        run_recipe(
+            "evaluate_lm",
+            "--model_name_or_path",
+            tmp_path / "both_ways",
+            "--eval_datasets",
+            rows,
+            "--output_dir",
+            tmp_path / "out",
+        )
 
 
 @pytest.mark.shared

@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, LlamaForCausalLM
+import torch
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hfstack.disk import describe_file
 from hfstack.errors import CheckpointError, ConfigError, HubError
-from hfstack.publishing.check_number import measure_check_number
+from hfstack.publishing.check_number import _CHECK_TEXT, measure_check_number
 from hfstack.publishing.files import detect_kind, make_item, published_files
 from hfstack.publishing.staging import write_publication
 from tests.conftest import ROOT
@@ -48,6 +56,39 @@ def test_runs_from_its_yaml(run_recipe, publication: Path, tmp_path: Path, capsy
     assert "check_bits_per_byte" not in run_recipe(
         "verify", *flags, "--measure", "false", "--output_dir", tmp_path / "hashes"
     )
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_number_of_an_encoder_decoder(family: str, tmp_path: Path, tiny_llama: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    size = len(tokenizer)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+    narrow = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    model: Any = T5ForConditionalGeneration(T5Config(vocab_size=size, **narrow, **ids))
+    if family == "bart":
+        layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+        model = BartForConditionalGeneration(
+            BartConfig(vocab_size=size, d_model=16, **layers, **heads, **ids)
+        )
+    folder = tmp_path / family
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    # the decoder reads the text as well, one place to the right
+    inputs = tokenizer(_CHECK_TEXT, return_tensors="pt", truncation=True, max_length=256)
+    read = inputs["input_ids"]
+    shifted = torch.cat([torch.tensor([[2]]), read[:, :-1]], dim=1)
+    with torch.no_grad():
+        expected = model.eval()(
+            input_ids=read, attention_mask=inputs["attention_mask"], decoder_input_ids=shifted
+        ).logits
+
+    kind = detect_kind(folder, {})
+    name, value = measure_check_number(published_files(folder, kind, {}), kind)
+    assert name == "check_mean_logit"
+    assert value == pytest.approx(float(expected.abs().mean()), rel=1e-5)
 
 
 def test_what_cannot_be_trusted(run_recipe, publication: Path, tmp_path: Path):
