@@ -16,12 +16,24 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from hfstack.config import parse
 from hfstack.errors import HfstackError
+from hfstack.models.sequence_head import register_classifier
 from tests.zoo.families import CAUSAL, ENCODER, ENCODER_DECODER, at_most
-from tests.zoo.plain_loss import FirstStep, first_step, plain_loss, plain_odds_loss
+from tests.zoo.plain_loss import (
+    FirstStep,
+    first_step,
+    plain_loss,
+    plain_odds_loss,
+    plain_text_loss,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SECONDS = 120  # of the slowest cell
@@ -35,7 +47,7 @@ _RATIO = 4 * 2**-21
 _LOSS = 1e-5  # a share of the loss of plain transformers
 _UNTRAINED = {"dpo": 0.6931472, "kto": 0.5}  # ln 2 and 1/2: policy and reference are the same
 _ODDS_WEIGHT = 0.1  # --beta of orpo
-PUBLISH = "publish"  # of a model that sft trained, into a folder, and read from there
+PUBLISH = "publish"  # of a model that was trained, into a folder, and read from there
 _SHARED = {
     "save_strategy": "no",
     "report_to": "none",
@@ -66,6 +78,18 @@ _PPO = _SHARED | {
 
 _ENCODED = _SHARED | {"eval_fraction": "0.2", "max_length": "32", "max_steps": "1"}
 
+# What a model is measured by, whatever trained it: the model of the zoo as it is. A document has
+# fewer tokens than a window, so that each is read in one pass.
+_MEASURED: dict[str, tuple[str, str, dict[str, str]]] = {
+    "evaluate": ("evaluate_lm", "lm", {"batch_size": "4"}),
+    "generate": (
+        "generate",
+        "prompts",
+        {"max_new_tokens": "6", "temperature": "0", "batch_size": "4"},
+    ),
+}
+_READ_BY = {"evaluate_lm": "eval_datasets", "generate": "prompts_file"}
+
 # of each kind of model, the name of a column: recipe, rows, settings
 Columns = dict[str, tuple[str, str, dict[str, str]]]
 _CAUSAL: Columns = {
@@ -89,6 +113,9 @@ _CAUSAL: Columns = {
     "reward": ("reward", "pairs", _TUNED),
     "classify": ("classify", "labels", _ENCODED),
     "publish": (PUBLISH, "sft", _SFT),
+    "tag": ("tag", "tags", _ENCODED),
+    "answer": ("answer", "spans", _ENCODED | {"stride": "8"}),
+    **_MEASURED,
 }
 _ENCODER: Columns = {
     "pretrain_mlm": (
@@ -100,13 +127,21 @@ _ENCODER: Columns = {
     "tag": ("tag", "tags", _ENCODED),
     "answer": ("answer", "spans", _ENCODED | {"stride": "8"}),
     "reward": ("reward", "pairs", _TUNED),
+    "publish": (PUBLISH, "labels", _ENCODED),
+    "evaluate": _MEASURED["evaluate"],
+    "generate": ("generate", "masked", _MEASURED["generate"][2]),
 }
+_TRANSLATED = _SHARED | {"eval_fraction": "0.2", "max_steps": "1"}
 _ENCODER_DECODER: Columns = {
-    "seq2seq": (
-        "seq2seq",
-        "translations",
-        _SHARED | {"eval_fraction": "0.2", "max_steps": "1"},
-    ),
+    "seq2seq": ("seq2seq", "translations", _TRANSLATED),
+    "publish": (PUBLISH, "translations", _TRANSLATED),
+    **_MEASURED,
+}
+# what is published of each kind: the recipe that trains it, and the class that reads it
+_PUBLISHED: dict[str, tuple[str, Any]] = {
+    CAUSAL: ("sft", AutoModelForCausalLM),
+    ENCODER: ("classify", AutoModelForSequenceClassification),
+    ENCODER_DECODER: ("seq2seq", AutoModelForSeq2SeqLM),
 }
 CELLS: dict[str, Columns] = {
     CAUSAL: _CAUSAL,
@@ -137,16 +172,18 @@ def run_cell(kind: str, family: str, name: str, model: Path, rows: dict[str, Pat
     output = rows[file].parent / f"{kind}-{family}-{recipe}"
     settings = settings | {
         "model_name_or_path": str(model),
-        "datasets": str(rows[file]),
+        _READ_BY.get(recipe, "datasets"): str(rows[file]),
         "output_dir": str(output),
     }
     said = StringIO()
     try:
         with at_most(SECONDS), redirect_stdout(said), redirect_stderr(said), first_step() as step:
-            _call("sft" if recipe == PUBLISH else recipe, settings)
+            _call(_PUBLISHED[kind][0] if recipe == PUBLISH else recipe, settings)
             figures = _figures(output) | _loss_difference(recipe, model, step)
             if recipe == PUBLISH:
-                figures["published"] = _publish(output)
+                figures["published"] = _publish(output, _PUBLISHED[kind][1])
+            if recipe == "evaluate_lm":
+                figures["plain"] = _text_loss_difference(output, model, rows[file])
         return Cell(kind, family, name, *_judge(recipe, figures), figures)
     except HfstackError as error:
         return Cell(kind, family, name, "refused", " ".join(str(error).split()))
@@ -160,14 +197,18 @@ def run_cell(kind: str, family: str, name: str, model: Path, rows: dict[str, Pat
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(output: Path) -> float:
+def _publish(output: Path, auto_class: Any) -> float:
     """Publish a run into a folder; return how far the logits of what is read there are."""
     to = f"file://{_published(output)}"
     _call(PUBLISH, {"run": str(output), "repo": to, "output_dir": str(_card(output))})
-    ids = torch.arange(5, 17)[None]  # (1, T)
+    register_classifier(AutoConfig.from_pretrained(output))
+
+    inputs = {"input_ids": torch.arange(5, 17)[None]}  # (1, T)
+    if auto_class is AutoModelForSeq2SeqLM:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
         one, other = (
-            AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+            auto_class.from_pretrained(folder).eval()(**inputs).logits
             for folder in (output, _published(output))
         )
     return float((one - other).abs().max())
@@ -220,13 +261,24 @@ def _load(recipe: str) -> ModuleType:
 
 def _figures(output: Path) -> dict[str, float]:
     """Return the numbers of the first step, and how far the saved model is from it."""
-    first = json.loads((output / "trainer_state.json").read_text())["log_history"][0]
+    state, record = output / "trainer_state.json", json.loads((output / "run.json").read_text())
+    if not state.is_file():  # a recipe that measures
+        return {"loss": float(record["metrics"].get("eval_loss", 0.0))}
+    first = json.loads(state.read_text())["log_history"][0]
     wanted = ("loss", "kl", "policy/ratio", "sampler/gap")
     figures = {key: float(first[key]) for key in wanted if key in first}
-    saved = json.loads((output / "run.json").read_text()).get("save_check") or {}
+    saved = record.get("save_check") or {}
     if "largest_difference" in saved:
         figures["saved"] = saved["largest_difference"]
     return figures
+
+
+def _text_loss_difference(output: Path, model: Path, texts: Path) -> float:
+    """Return how far evaluate_lm's loss is from that of plain transformers, as a share of it."""
+    found = json.loads((output / "run.json").read_text())["metrics"]["eval_loss"]
+    rows = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    expected = plain_text_loss(model, rows)
+    return abs(found - expected) / expected
 
 
 def _loss_difference(recipe: str, model: Path, step: FirstStep) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -23,7 +24,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from tests.zoo.texts import SENTENCES
@@ -157,20 +161,52 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     # of its 8 layers before and 8 after the loop, two in all would leave -14 to be looped over
     "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
+    "lilt": {"hidden_size": 48},  # six coordinates of a box share it
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "visual_embed": False},
+    "luke": {"entity_vocab_size": 50, "entity_emb_size": 16},
+    "mistral4": {"num_key_value_heads": 4},
+    "perceiver": {
+        "num_latents": 16,
+        "d_latents": 32,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 4,
+        "qk_channels": 32,
+        "v_channels": 32,
+    },
 }
 
 
 CAUSAL, ENCODER, ENCODER_DECODER = "causal", "encoder", "encoder-decoder"
-KINDS: dict[str, tuple[Any, Any]] = {
-    CAUSAL: (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    ENCODER: (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    ENCODER_DECODER: (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+# of each kind, the classes that build a family, and the families that each knows: the first that
+# knows it is taken
+KINDS: dict[str, list[tuple[Any, Any]]] = {
+    CAUSAL: [(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)],
+    ENCODER: [
+        (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+        # without a head, which each recipe adds
+        (AutoModel, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+        (AutoModel, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
+        (AutoModel, MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+    ],
+    ENCODER_DECODER: [(AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)],
 }
 
 
 def families(kind: str = CAUSAL) -> list[str]:
-    """Return the model types that the kind's AutoModelFor... knows."""
-    return sorted(KINDS[kind][1])
+    """Return the model types that the kind's AutoModelFor... know.
+
+    A causal model with a head for classes is no encoder: it is measured among the causal ones.
+    """
+    known = {family for _, names in KINDS[kind] for family in names}
+    if kind == ENCODER:
+        known -= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return sorted(known)
+
+
+def auto_class(kind: str, family: str) -> Any:
+    """Return the AutoModelFor... that a family is built with."""
+    return next(auto for auto, names in KINDS[kind] if family in names)
 
 
 def zoo_tokenizer() -> PreTrainedTokenizerFast:
@@ -208,22 +244,27 @@ def build(
         try:
             with at_most(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = _initialise(KINDS[kind][0], CONFIG_MAPPING[family](**settings))
+                model = _initialise(auto_class(kind, family), CONFIG_MAPPING[family](**settings))
                 inputs = {"input_ids": torch.arange(5, 17).repeat(2, 1)}  # (2, 12)
-                if kind == ENCODER_DECODER:
+                if model.config.is_encoder_decoder:
                     inputs["decoder_input_ids"] = inputs["input_ids"]
                 with torch.no_grad():
-                    logits = model(**inputs).logits
+                    logits = logits_or_states(model(**inputs))
                 if not torch.isfinite(logits).all():
                     raise ValueError("its logits are not finite")
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-                KINDS[kind][0].from_pretrained(folder)
+                auto_class(kind, family).from_pretrained(folder)
             return None
         except Exception as error:  # each family fails in its own way; the first reason is kept
             shutil.rmtree(folder, ignore_errors=True)  # saved, and not read back
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
     return reasons[0] if reasons else "no configuration"
+
+
+def logits_or_states(output: Any) -> torch.Tensor:
+    """Return a model's logits, or without a head its last hidden states."""
+    return output.logits if "logits" in output else output.last_hidden_state
 
 
 def _initialise(auto_class: Any, config: PreTrainedConfig) -> Any:

@@ -96,7 +96,7 @@ def run_family(
             return
         if unmeasured:
             began = time.process_time()
-            for name, (state, figure) in measure(kind, model):
+            for name, (state, figure) in measure(kind, family, model):
                 keep(Cell(kind, family, name, state, figure), began)
                 began = time.process_time()
         for name in missing:

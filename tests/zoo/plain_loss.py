@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hfstack.models.dropout import turn_off_dropout
+from hfstack.tokens.fast_encoding import document_start_id
 
 IGNORED = -100
 
@@ -67,6 +68,21 @@ def plain_loss(folder: Path, batch: dict[str, Tensor]) -> float:
             logits = logits[: len(targets)]
         total += float(cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
         count += int((targets != IGNORED).sum())
+    return total / count
+
+
+def plain_text_loss(folder: Path, texts: list[str]) -> float:
+    """Return the mean loss of texts, each read alone behind the token that starts a document."""
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    start = document_start_id(tokenizer)
+    total, count = 0.0, 0
+    for text in texts:
+        ids = [start, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]  # (T, V)
+        total += float(cross_entropy(logits.double(), torch.tensor(ids[1:]), reduction="sum"))
+        count += len(ids) - 1
     return total / count
 
 

@@ -36,7 +36,7 @@ EXPECTED = {
 @pytest.mark.parametrize("family", EXPECTED)
 def test_a_family_holds_what_recipes_rely_on(family: str, tmp_path: Path) -> None:
     assert build(family, tmp_path / family, zoo_tokenizer()) is None
-    found = dict(measure(CAUSAL, tmp_path / family))
+    found = dict(measure(CAUSAL, family, tmp_path / family))
     packing, fused, engine = EXPECTED[family]
     state, figure = found["packing"]
     assert (state if state == "refused" else figure.split(",")[0]) == packing

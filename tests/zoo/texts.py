@@ -21,6 +21,9 @@ def write_rows(folder: Path) -> dict[str, Path]:
     rows = {
         "lm": [{"text": text} for text in texts],
         "sft": [{"prompt": f"Tell me {text[:12]}", "completion": text[12:40]} for text in texts],
+        "masked": [
+            {"prompt": text.replace(" the ", "<mask>")} for text in texts if " the " in text
+        ],
         "prompts": [{"prompt": text[: 8 + index % 9]} for index, text in enumerate(texts)],
         "pairs": [
             {"prompt": f"Say {index}", "chosen": text[:30], "rejected": text[30:55]}
