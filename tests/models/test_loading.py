@@ -174,7 +174,7 @@ def test_a_tokenizer_with_other_ids_than_the_models_own_is_said(
 
 
 def test_a_model_without_a_table_of_embeddings_is_refused(tiny_llama: Path) -> None:
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    model = CanineModel(CanineConfig(**sizes, intermediate_size=32, num_hash_buckets=64))
+    config = CanineConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+    model = CanineModel(config)
     with pytest.raises(ConfigError, match="runs/c is CanineModel, which has no table of token"):
         check_vocabulary(model, AutoTokenizer.from_pretrained(tiny_llama), "runs/c")

@@ -63,12 +63,16 @@ def test_the_number_of_an_encoder_decoder(family: str, tmp_path: Path, tiny_llam
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     size = len(tokenizer)
-    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
-    narrow = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+    narrow: dict[str, Any] = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2}
     model: Any = T5ForConditionalGeneration(T5Config(vocab_size=size, **narrow, **ids))
     if family == "bart":
-        layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
-        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+        layers: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+        heads: dict[str, Any] = {
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "decoder_ffn_dim": 32,
+        }
         model = BartForConditionalGeneration(
             BartConfig(vocab_size=size, d_model=16, **layers, **heads, **ids)
         )
