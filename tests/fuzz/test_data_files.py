@@ -35,7 +35,8 @@ from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import encode_usable_rows
 from hfstack.tasks.token_classification.data import read_sentences
 from tests.fuzz.json_values import damaged, mutated
-from tests.fuzz.limits import long, outcome, short
+from tests.fuzz.limits import Tally, long, outcome, short
+from tests.fuzz.second_reader import find_foreign_rows
 
 ROWS = [{"text": f"line {at} with words", "label": at % 3, "score": at / 4} for at in range(30)]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -82,7 +83,9 @@ def _packed() -> dict[str, bytes]:
 FILES = _packed()
 
 
-def check_damaged_file(folder: Path, suffix: str, number: int, on_bad_row: OnBadRow) -> None:
+def check_damaged_file(
+    folder: Path, suffix: str, number: int, on_bad_row: OnBadRow, tally: Tally
+) -> None:
     """Read a damaged file; every row that comes out has the columns of the others."""
     path = folder / f"a.{suffix}"
     path.write_bytes(damaged(FILES[suffix], number))
@@ -95,7 +98,8 @@ def check_damaged_file(folder: Path, suffix: str, number: int, on_bad_row: OnBad
                 quarantine_file=folder / "bad.jsonl",
                 report=report,
             )
-        )
+        ),
+        tally,
     )
     if isinstance(rows, HfstackError):
         return
@@ -104,6 +108,7 @@ def check_damaged_file(folder: Path, suffix: str, number: int, on_bad_row: OnBad
         for value in row.values():
             assert not isinstance(value, float) or math.isfinite(value)
             assert not isinstance(value, str) or value.encode()
+    assert find_foreign_rows(path, rows, list(ROWS[0])) == []
     if on_bad_row == "fail":
         assert not report.bad_rows
 
@@ -208,7 +213,7 @@ CHOICES = [(loader, case) for loader, cases in LOADERS.items() for case in cases
 
 
 def check_odd_rows(
-    folder: Path, tokenizer: Any, choice: int, number: int, on_bad_row: OnBadRow
+    folder: Path, tokenizer: Any, choice: int, number: int, on_bad_row: OnBadRow, tally: Tally
 ) -> None:
     """Load rows of which some, or all, are odd inside; loaders return rows or one line."""
     loader, case = CHOICES[choice % len(CHOICES)]
@@ -219,13 +224,8 @@ def check_odd_rows(
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = DataArgs(datasets=[str(path)], eval_fraction=0.0, on_bad_row=on_bad_row)  # type: ignore[list-item]
-    loaded = outcome(lambda: loader(args, tokenizer, folder))
+    loaded = outcome(lambda: loader(args, tokenizer, folder), tally)
     assert loaded is not None
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
 
 
 @pytest.fixture(autouse=True)
@@ -239,24 +239,33 @@ CHOSEN = st.integers(0, len(CHOICES) - 1)
 
 @short(150)
 @given(suffix=SUFFIXES, number=SEEDS, on_bad_row=ON_BAD_ROW)
-def test_damaged_files(folder: Path, suffix: str, number: int, on_bad_row: OnBadRow) -> None:
-    check_damaged_file(folder, suffix, number, on_bad_row)
+def test_damaged_files(
+    folder: Path, tally: Tally, suffix: str, number: int, on_bad_row: OnBadRow
+) -> None:
+    check_damaged_file(folder, suffix, number, on_bad_row, tally)
 
 
 @short(60)
 @given(choice=CHOSEN, number=SEEDS, on_bad_row=ON_BAD_ROW)
 def test_odd_rows(
-    folder: Path, tiny_tokenizer: Any, choice: int, number: int, on_bad_row: OnBadRow
+    folder: Path,
+    tiny_tokenizer: Any,
+    tally: Tally,
+    choice: int,
+    number: int,
+    on_bad_row: OnBadRow,
 ) -> None:
-    check_odd_rows(folder, tiny_tokenizer, choice, number, on_bad_row)
+    check_odd_rows(folder, tiny_tokenizer, choice, number, on_bad_row, tally)
 
 
 @pytest.mark.slow
 @seed(1)
 @long()
 @given(suffix=SUFFIXES, number=SEEDS, on_bad_row=ON_BAD_ROW)
-def test_many_damaged_files(folder: Path, suffix: str, number: int, on_bad_row: OnBadRow) -> None:
-    check_damaged_file(folder, suffix, number, on_bad_row)
+def test_many_damaged_files(
+    folder: Path, tally: Tally, suffix: str, number: int, on_bad_row: OnBadRow
+) -> None:
+    check_damaged_file(folder, suffix, number, on_bad_row, tally)
 
 
 @pytest.mark.slow
@@ -264,6 +273,11 @@ def test_many_damaged_files(folder: Path, suffix: str, number: int, on_bad_row: 
 @long()
 @given(choice=CHOSEN, number=SEEDS, on_bad_row=ON_BAD_ROW)
 def test_many_odd_rows(
-    folder: Path, tiny_tokenizer: Any, choice: int, number: int, on_bad_row: OnBadRow
+    folder: Path,
+    tiny_tokenizer: Any,
+    tally: Tally,
+    choice: int,
+    number: int,
+    on_bad_row: OnBadRow,
 ) -> None:
-    check_odd_rows(folder, tiny_tokenizer, choice, number, on_bad_row)
+    check_odd_rows(folder, tiny_tokenizer, choice, number, on_bad_row, tally)

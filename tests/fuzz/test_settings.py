@@ -20,7 +20,7 @@ from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.recipe_settings import load_recipe, settings_classes
 from tests.conftest import ROOT
 from tests.fuzz.json_values import damaged
-from tests.fuzz.limits import long, outcome, short
+from tests.fuzz.limits import Tally, long, outcome, short
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -138,7 +138,7 @@ def says_the_same(spelling: str, value: Any, hint: Any) -> bool:
     return True
 
 
-def check_settings(folder: Path, number: int) -> None:
+def check_settings(folder: Path, number: int, tally: Tally) -> None:
     """Read odd settings; what is accepted has the type of its option and is what was written."""
     choose = random.Random(number)
     recipe = choose.choice(RECIPES)
@@ -153,7 +153,7 @@ def check_settings(folder: Path, number: int) -> None:
     if choose.random() < 0.8 and "output_dir" in hints:
         argv += ["--output_dir", str(folder / "out")]
 
-    found = outcome(lambda: parse(*classes, argv=argv))
+    found = outcome(lambda: parse(*classes, argv=argv), tally)
     if isinstance(found, ConfigError | AlreadyFinished):
         return
     for settings in found:
@@ -168,20 +168,15 @@ def check_settings(folder: Path, number: int) -> None:
                 assert says_the_same(written[field.name], value, own[field.name]), place
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
-
-
 @short(40)
 @given(number=SEEDS)
-def test_settings(folder: Path, number: int) -> None:
-    check_settings(folder, number)
+def test_settings(folder: Path, tally: Tally, number: int) -> None:
+    check_settings(folder, number, tally)
 
 
 @pytest.mark.slow
 @seed(4)
 @long()
 @given(number=SEEDS)
-def test_many_settings(folder: Path, number: int) -> None:
-    check_settings(folder, number)
+def test_many_settings(folder: Path, tally: Tally, number: int) -> None:
+    check_settings(folder, number, tally)
