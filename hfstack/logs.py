@@ -5,6 +5,7 @@ Library code logs; only recipes and the command line print.
 
 import logging
 import os
+import re
 import select
 import sys
 import traceback
@@ -14,6 +15,7 @@ from hfstack.redaction import redact
 
 # Data and settings are quoted in messages, and one of them may be 64 MiB.
 _MOST_CHARACTERS = 2000
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -35,7 +37,7 @@ class _WithoutSecrets(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = redact(super().format(record))
-        return text if record.exc_info else shorten(text)
+        return escape_controls(text) if record.exc_info else shorten(text)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -48,11 +50,24 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def shorten(message: str) -> str:
-    """Return a message of at most 2,000 characters; what is left out is counted."""
+    """Return a message of at most 2,000 characters, without control characters.
+
+    What is left out is counted.
+    """
+    message = escape_controls(message)
     if len(message) <= _MOST_CHARACTERS:
         return message
     left_out = len(message) - _MOST_CHARACTERS
     return f"{message[:_MOST_CHARACTERS]} ... ({left_out:,} more characters)"
+
+
+def escape_controls(message: str) -> str:
+    """Spell out the control characters of a message, line ends and tabs apart.
+
+    What a file holds is quoted in messages, and a terminal would obey it: an escape sequence sets
+    the clipboard or the title, and marks of the writing direction show another text than there is.
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
 def redact_tracebacks() -> None:

@@ -1,15 +1,16 @@
-"""Find secrets in texts: tokens by their shape, values by the name before them.
+"""Find secrets in texts, by their shape or by the name before them.
 
 Standard library only, and no file is opened: an error is redacted while it is handled, when there
 may be no file left to open. Redaction, logs, errors, run records, cards and the scan before a push
-all ask here; the scan adds the rules of detect-secrets (publishing/secret_scan.py).
+all ask here. Tokens that show by themselves what they are stand in secret_shapes.py; this file
+knows where a secret stands: behind its name, in a header, a URL or a command.
 
-A rule begins where one of its literals stands, which a plain search finds in a hundred megabytes
-within a second; its pattern is tried there alone. Shapes of tokens are those that their makers
-document, or that gitleaks (https://github.com/gitleaks/gitleaks, config/gitleaks.toml) and
-detect-secrets (https://github.com/Yelp/detect-secrets) look for.
+A rule begins where one of its words stands, which a plain search finds in a hundred megabytes
+within seconds; its pattern is tried there alone.
 """
 
+import base64
+import binascii
 import functools
 import math
 import re
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from hfstack.secret_shapes import SHAPES
 
 _REPLACEMENT = "<redacted>"
 SHORTEST_VALUE = 8  # characters of a known value; shorter ones turn up by chance
@@ -30,104 +33,21 @@ class Found(NamedTuple):
     end: int
 
 
-class _Shape(NamedTuple):
-    """A token that can be recognised by itself."""
-
-    what: str
-    literals: tuple[bytes, ...]
-    pattern: re.Pattern[bytes]
-
-
-def _shape(what: str, literals: str, pattern: str) -> _Shape:
-    """Return a rule whose match begins with a literal and is no part of a word."""
-    bounded = rf"(?<![A-Za-z0-9])(?:{pattern})"
-    return _Shape(what, tuple(literals.encode().split()), re.compile(bounded.encode()))
-
-
-# What follows a prefix must hold a digit or a capital, so that names of functions stay.
-_MIXED = r"(?=[a-z_-]*[A-Z0-9])"
-_SHAPES = (
-    _shape(
-        "a Hugging Face token",
-        "hf_ api_org_",
-        rf"(?:hf|api_org)_(?:{_MIXED}[A-Za-z0-9]{{16,}}|[a-z]{{20,}})",
-    ),
-    _shape("an Anthropic key", "sk-ant-", r"sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{20,}"),
-    _shape(
-        "an OpenAI-style key", "sk-", r"sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]|[A-Za-z0-9]){20,}"
-    ),
-    # of code hosts
-    _shape(
-        "a GitHub token",
-        "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
-        r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}",
-    ),
-    _shape(
-        "a GitLab token",
-        "glpat- gldt- glft- glsoat- glrt- glcbt- glptt- gloas- glagent- glimt- GR1348941",
-        r"(?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|oas|agent|imt)-|GR1348941)[A-Za-z0-9_.-]{20,}",
-    ),
-    # of clouds
-    _shape(
-        "an AWS access key",
-        "AKIA ASIA ABIA ACCA",
-        r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])",
-    ),
-    _shape("a Google API key", "AIza", r"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
-    _shape(
-        "a Google OAuth secret",
-        "GOCSPX- ya29.",
-        r"GOCSPX-[A-Za-z0-9_-]{20,}|ya29\.[A-Za-z0-9_-]{20,}",
-    ),
-    # of messages, payments and packages
-    _shape(
-        "a Slack token",
-        "xox xapp-",
-        r"(?:xox[abceoprsd](?:\.xox[bp])?|xapp)-[A-Za-z0-9%-]{10,}",
-    ),
-    _shape(
-        "a Slack webhook",
-        "hooks.slack.com/",
-        r"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9_/+-]{20,}",
-    ),
-    _shape("a Weights & Biases key", "wandb_v1_", r"wandb_v1_[A-Za-z0-9_-]{20,}"),
-    _shape(
-        "a Stripe key",
-        "sk_live_ sk_test_ rk_live_ rk_test_ whsec_",
-        r"(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9+/]{16,}",
-    ),
-    # of registries and other services
-    _shape("an npm token", "npm_", rf"npm_{_MIXED}[A-Za-z0-9]{{30,}}"),
-    _shape("a PyPI token", "pypi-AgE", r"pypi-AgE[A-Za-z0-9_-]{50,}"),
-    _shape("a Databricks token", "dapi dkea", r"(?:dapi|dkea)[0-9a-f]{32}(?:-\d)?(?![0-9a-z])"),
-    _shape("a SendGrid key", "SG.", r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{30,}"),
-    _shape("a DigitalOcean token", "dop_v1_ doo_v1_", r"do[op]_v1_[0-9a-f]{64}"),
-    _shape(
-        "a key of a model service",
-        "gsk_ r8_ xai- nvapi- pplx-",
-        rf"(?:gsk_|r8_|xai-|nvapi-|pplx-){_MIXED}[A-Za-z0-9_-]{{30,}}",
-    ),
-    # of no one service
-    _shape("a JSON Web Token", "eyJ", r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[\w-]*"),
-    _shape(
-        "a private key",
-        "-----BEGIN",
-        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
-        r"(?:[^-]{0,8192}-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?",
-    ),
-)
-
 # Words that name a secret, with what stands before them in a name: `WANDB_API_KEY`, `hub_token`.
 _WORDS = tuple(b"password passwd passphrase pwd secret token credential key signature _pat".split())
 _SECRET_KEY = re.compile(
     rb"(?i)(?:api|access|secret|private|account|auth|signing|encryption|client)[_-]?\Z"
 )
+# as it is, behind backslashes, and inside of an argument that a shell quotes
+_QUOTE = rb"(?:'\"'\"'|\\*[\"'])"
 _VALUE = (
-    rb"(?:(?P<quote>\\*[\"'])(?P<quoted>[^\"'\r\n]{1,4096}?)(?P=quote)"
+    rb"(?:(?P<quote>" + _QUOTE + rb")(?P<quoted>[^\"'\r\n]{1,4096}?)(?P=quote)"
     rb"|(?P<bare>[^\s\"'\\,;&<>(){}\[\]|`]{1,4096}))"
 )
 _ASSIGNED = re.compile(
-    rb"(?P<plural>[sS])?(?P<closed>\\*[\"'])?(?P<sign>\s{0,3}(?:=>|:=|=|:)\s{0,3})" + _VALUE
+    # `["API_KEY"] = ...` and `<password>...</password>` assign as well
+    rb"(?P<plural>[sS])?(?P<closed>" + _QUOTE + rb"\]?)?"
+    rb"(?P<sign>\s{0,3}(?:=>|:=|=|:)\s{0,3}|>(?=[^<>\s]{1,4096}</))" + _VALUE
 )
 # A space alone assigns on a command line, and separates words in prose.
 _FLAG = re.compile(
@@ -142,29 +62,52 @@ _NO_SECRET = re.compile(
     rb"|by|word|sub|public|primary|foreign|sort|cache|hash|dict|lookup|eot|bot"
     rb"|unknown|padding|text|answer|question|assistant|user|system|fim|is|use|has)[_.\s-]*\Z"
 )
+_CHOSEN = {b"password", b"passwd", b"passphrase", b"pwd"}
 _PROSE = {b"password", b"passphrase", b"secret", b"token", b"credential", b"pwd"}
 _NOTHING = {b"none", b"null", b"true", b"false", b"nil", b"undefined", b"redacted", b"env", b""}
 _PLACEHOLDER = re.compile(
     rb"(?i)your|example|placeholder|changeme|change_me|dummy|redacted|x{4,}|\*{3,}|\.{3}"
-    rb"|\A(?:user(?:name)?|pass(?:word)?|pw|secret|token|key|test|foo|bar|abc|123+)\Z|[<>{}$%]"
+    rb"|\A(?:user(?:name)?|pass(?:word)?|pw|secret|token|key|test|foo|bar|abc|123+)\Z|[<>{}$]"
+    rb"|%(?![0-9A-Fa-f]{2})"
 )
 
 _BEARER = re.compile(
     rb"(?i:bearer|basic|digest|token)\s+(?P<secret>(?=[A-Za-z._~+/-]*[0-9])[\w.~+/-]{12,}=*)"
 )
 _AUTHORIZATION = re.compile(
-    rb"(?i:authorization\\*[\"']?\s*[:=]\s*\\*[\"']?(?:(?:bearer|basic|token|digest)\s+)?)"
+    rb"(?i:authorization\\*[\"']?\s*[:=]\s*\\*[\"']?(?:[a-z][a-z0-9-]{1,20}\s+)?)"
     rb"(?!(?i:bearer|basic|token|digest)\b)"
     rb"(?P<secret>(?=[a-z._~+/-]*[A-Z0-9]|[a-z]{24})[\w.~+/-]{6,}=*)"
 )
 _NETRC = re.compile(rb"login\s+\S+\s+password\s+(?P<secret>\S+)")
 _WANDB_LOGIN = re.compile(rb"wandb\s+login\s+(?:--\S+\s+)*(?P<secret>[0-9a-f]{40})")
+_CRUMB = rb"[^\s=;,\"'\\]+=[^\s;,\"'\\]*"
+_COOKIE = re.compile(
+    rb"(?i:cookie)\\*[\"']?\s*:\s*\\*[\"']?(?P<secret>" + _CRUMB + rb"(?:;\s?" + _CRUMB + rb")*)"
+)
+# What logs in on a command line: curl, sshpass, mysql.
+_CURL = re.compile(
+    rb"curl\b[^\n|]{0,400}?\s(?:-u|--user|--proxy-user)[\s=]{1,3}[\"'\\]*"
+    rb"[^\s:\"']*:(?P<secret>[^\s\"'\\]+)"
+)
+_SSHPASS = re.compile(rb"sshpass\s+-p\s*[\"'\\]*(?P<secret>[^\s\"'\\]+)")
+_MYSQL = re.compile(rb"mysql(?:dump|admin)?\s[^\n|]{0,200}?-p(?P<secret>[^\s\"'\\]{4,})")
+# Name and password of a registry, in one: `"auth": "bWU6..."`, `_auth=bWU6...`.
+_REGISTRY = re.compile(
+    rb"auth\\*[\"']?\s{0,3}[:=]\s{0,3}\\*[\"']?(?P<secret>[A-Za-z0-9+/]{12,}={0,2})"
+)
+_KAGGLE = re.compile(
+    rb"username\\*[\"']\s*:\s*\\*[\"'][^\"'\\]+\\*[\"']\s*,\s*\\*[\"']key\\*[\"']\s*:\s*\\*[\"']"
+    rb"(?P<secret>[0-9a-f]{32})"
+)
 
 # A path library makes one slash of two.
 _URL = re.compile(
-    rb":/{1,2}(?:(?P<user>[^\s/?#@:\"'<>\\]*):(?P<password>[^\s/?#\"'<>\\]+)@)?[^\s\"'<>?#\\]*"
+    rb":/{1,2}(?:(?:(?P<user>[^\s/?#@:\"'<>\\]*):(?P<password>[^\s/?#\"'<>\\]+)"
+    rb"|(?P<only>[^\s/?#@:\"'<>\\]{16,}))@)?[^\s\"'<>?#\\]*"
     rb"(?:\?(?P<query>[^\s\"'<>#]*))?"
 )
+_SIGNATURE = re.compile(rb"(?<=[?&])sig=(?P<secret>[^&\s\"'<>#\\]+)")
 _PARAMETER = re.compile(rb"(?P<name>[^=&;]+)=(?P<value>[^&;]*)")
 _SECRET_PARAMETER = re.compile(
     rb"(?i)(?:^|[_.-])(?:sig|signature|token|key|apikey|auth|password|passwd|pwd|pass|secret|code"
@@ -181,9 +124,9 @@ def find_secrets(content: bytes, *, certain: bool = False) -> Iterator[Found]:
         certain: only what is hardly anything else, for data and prose that are about to be
             published; otherwise whatever stands where a secret stands, for records and logs.
     """
-    for shape in _SHAPES:
+    for shape in SHAPES:
         for start in _starts(content, shape.literals):
-            if match := shape.pattern.match(content, start):
+            if match := shape.pattern.match(content, max(0, start - shape.before)):
                 yield Found(shape.what, *match.span())
 
     lowered = content.lower()
@@ -253,11 +196,33 @@ def _find_headers(content: bytes, lowered: bytes) -> Iterator[Found]:
         ("an authorization header", (b"authorization",), _AUTHORIZATION),
         ("a password of a netrc", (b"login",), _NETRC),
         ("a Weights & Biases key", (b"wandb",), _WANDB_LOGIN),
+        ("a cookie", (b"cookie",), _COOKIE),
+        ("a password of a command", (b"curl",), _CURL),
+        ("a password of a command", (b"sshpass",), _SSHPASS),
+        ("a password of a command", (b"mysql",), _MYSQL),
+        ("a Kaggle key", (b"username",), _KAGGLE),
+        ("a signed URL", (b"sig=",), _SIGNATURE),
+        ("a password of a registry", (b"auth",), _REGISTRY),
     )
     for what, words, pattern in rules:
         for start in _starts(lowered, words):
-            if match := pattern.match(content, start):
+            match = pattern.match(content, start)
+            if match is None or (pattern is _REGISTRY and not _holds_password(match["secret"])):
+                continue
+
+            # `sig=3` and `cookie: a=b` are said in prose as well.
+            values = re.split(rb"[=;\s]+", match["secret"])
+            if pattern not in (_COOKIE, _SIGNATURE) or any(map(_is_random, values)):
                 yield Found(what, *match.span("secret"))
+
+
+def _holds_password(value: bytes) -> bool:
+    """Return whether a value is a name, a colon and a password in base64."""
+    try:
+        decoded = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return False
+    return re.fullmatch(rb"[\x21-\x7e]+:[\x20-\x7e]{4,}", decoded) is not None
 
 
 def _find_in_urls(content: bytes, certain: bool) -> Iterator[Found]:
@@ -271,6 +236,8 @@ def _find_in_urls(content: bytes, certain: bool) -> Iterator[Found]:
         example = certain and password and (len(password) < 6 or _PLACEHOLDER.search(password))
         if password and not example:
             yield Found("a password in a URL", *match.span("password"))
+        if match["only"] and _is_random(match["only"]):
+            yield Found("a token in a URL", *match.span("only"))
         if match["query"] is None:
             continue
 
@@ -311,7 +278,8 @@ def _names_a_secret(
     word: bytes, before: bytes, match: re.Match[bytes], value: bytes, certain: bool
 ) -> bool:
     """Return whether a name and what follows it are a secret and its name."""
-    if certain and len(value) < 16:
+    # What people choose themselves is shorter than what a service draws.
+    if certain and len(value) < (10 if word in _CHOSEN or match["closed"] else 16):
         return False
     named = _NAME_BEFORE.search(before)
     prefix = named[0] if named else b""

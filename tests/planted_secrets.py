@@ -86,6 +86,92 @@ _plant(
 _plant("sendgrid", "SG" + "." + drawn(22) + "." + drawn(43))
 _plant("private key", drawn(64), f"-----BEGIN RSA {_PEM}\n{{}}\n-----END RSA {_PEM}")
 
+# Newer tokens, and other places of old ones.
+_plant("hf", "hf" + "_oauth_" + _JWT)
+_plant("openai", "sk" + "-proj-" + drawn(74, _ALNUM + "-_") + "T3BlbkFJ" + drawn(74, _ALNUM + "-_"))
+_plant("openai", "sk" + "-svcacct-" + drawn(100, _ALNUM + "-_"))
+_plant("openrouter", "sk" + "-or-v1-" + drawn(64, _HEX))
+_plant("anthropic", "sk" + "-ant-admin01-" + drawn(95, _ALNUM + "-_"))
+_plant(
+    "slack", "xapp" + "-1-A" + drawn(10, _UPPER) + "-" + drawn(13, "0123456789") + "-" + drawn(64)
+)
+_plant("slack", "xoxe" + ".xoxp-1-" + drawn(160))
+_plant("google", "1" + "//0" + drawn(60, _ALNUM + "-_"))
+_plant("aws", drawn(300, _ALNUM + "+"), "aws_session_token = {}")
+_plant("azure", drawn(43) + "%3D", "?sv=2022-11-02&ss=b&sp=rwd&se=2026-01-01&sig={}")
+_plant("azure", "abc8" + "Q~" + drawn(34))
+_plant("azure", drawn(43) + "=", "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKey={}")
+_plant("databricks", "dose" + drawn(32, _HEX))
+_plant("vault", "hv" + "s." + drawn(95, _ALNUM + "_-"))
+_plant("docker", "dckr" + "_pat_" + drawn(27, _ALNUM + "_-"))
+_plant("docker", "dckr" + "_oat_" + drawn(32, _ALNUM + "_-"))
+_plant(
+    "docker",
+    base64.b64encode(b"me:" + drawn(20).encode()).decode(),
+    '{{"index.docker.io": {{"auth": "{}"}}}}',
+)
+_plant(
+    "npm",
+    base64.b64encode(b"me:" + drawn(12).encode()).decode(),
+    "//registry.example.org/:_auth={}",
+)
+_plant("stripe", "rk" + "_live_" + drawn(99))
+_plant("stripe", "sk" + "_org_live_" + drawn(60))
+_plant("twilio", "SK" + drawn(32, _HEX))
+_plant("twilio", drawn(32, _HEX), "curl -u AC123:{} https://api.twilio.com/x")
+_plant("mailgun", "key" + "-" + drawn(32, _HEX))
+_plant("mailchimp", drawn(32, _HEX) + "-us12")
+_plant("telegram", ":AA" + drawn(33), "https://api.telegram.org/bot123456789{}/sendMessage")
+_plant("webhook", drawn(68), "https://discord.com/api/webhooks/123456789012345678/{}")
+_plant(
+    "webhook", drawn(32, _HEX), "https://x.webhook.office.com/webhookb2/u@v/IncomingWebhook/{}/w"
+)
+_plant("notion", "ntn" + "_" + drawn(46))
+_plant("notion", "secret" + "_" + drawn(43))
+_plant("linear", "lin" + "_api_" + drawn(40))
+_plant("grafana", "glsa" + "_" + drawn(32) + "_" + drawn(8, _HEX))
+_plant("sentry", "sntryu" + "_" + drawn(64, _HEX))
+_plant("new relic", "NRAK" + "-" + drawn(27, _UPPER))
+_plant("airtable", "pat" + drawn(14) + "." + drawn(64, _HEX))
+_plant("terraform", drawn(14) + ".atlasv1." + drawn(67, _ALNUM + "-_"))
+_plant("pinecone", "pcsk" + "_" + drawn(70, _ALNUM + "_"))
+_plant("langsmith", "lsv2" + "_pt_" + drawn(32, _HEX) + "_" + drawn(10, _HEX))
+_plant("supabase", "sbp" + "_" + drawn(40, _HEX))
+_plant("doppler", "dp" + ".pt." + drawn(43))
+_plant("postman", "PMAK" + "-" + drawn(24, _HEX) + "-" + drawn(34, _HEX))
+_plant("shopify", "shpat" + "_" + drawn(32, _HEX))
+_plant("rubygems", "rubygems" + "_" + drawn(48, _HEX))
+_plant("figma", "figd" + "_" + drawn(40, _ALNUM + "-_"))
+_plant("kaggle", "KGAT" + "_" + drawn(32, _HEX))
+_plant("kaggle", drawn(32, _HEX), '{{"username": "me", "key": "{}"}}')
+_plant("fireworks", "fw" + "_" + drawn(24))
+_plant("atlassian", "ATATT3" + "xFfGF0" + drawn(180, _ALNUM + "-_="))
+_plant("planetscale", "pscale" + "_tkn_" + drawn(43))
+_plant("alibaba", "LTAI" + drawn(20))
+_plant("tencent", "AKID" + drawn(32))
+_plant("square", "sq0" + "atp-" + drawn(22))
+_plant("prefect", "pnu" + "_" + drawn(36))
+_plant("okta", "00" + drawn(40), "Authorization: SSWS {}")
+_plant("cookie", drawn(60), "Cookie: theme=dark; session={}; path=/")
+_plant("command", drawn(16), "curl --user me:{} https://example.org/x")
+_plant("command", drawn(12), "sshpass -p {} ssh host")
+_plant("command", drawn(14), "mysqldump -u root -p{} runs")
+_plant("url", drawn(40, _HEX), "https://{}@git.example.org/x/y.git")
+_plant("url", drawn(6) + "%40" + drawn(8), "postgres://u:{}@db.internal/runs")
+_plant("assigned", drawn(30), "<password>{}</password>")
+_plant("assigned", drawn(30), "environ['SECRET_KEY'] = '{}'")
+_plant("assigned", drawn(12), "PGPASSWORD={} psql runs")
+_plant("private key", drawn(64), f"-----BEGIN OPENSSH {_PEM}\n{{}}\n-----END OPENSSH {_PEM}")
+_plant(
+    "private key",
+    drawn(64),
+    f"-----BEGIN RSA {_PEM}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,AB\n\n{{}}\n"
+    f"-----END RSA {_PEM}",
+)
+_plant("private key", drawn(64), f"-----BEGIN RSA {_PEM}\n{{}}\n")
+_plant("private key", drawn(64), "PuTTY-User-Key-" + "File-3: ssh-rsa\nPrivate-Lines: 1\n{}\n")
+_plant("private key", "AGE-SECRET" + "-KEY-1" + drawn(58, _UPPER))
+
 # What people write, and no secret: git hashes, digests, names of runs and models, code and prose.
 ORDINARY = [
     "commit 8f2b1c9d4e5a6f708192a3b4c5d6e7f801234567 of main",
@@ -107,5 +193,11 @@ ORDINARY = [
     "--primary_key user --num_token 5 --prompt_key question --use_token false",
     "learning_rate=5e-05, warmup_steps=0.1, report_to: tensorboard, seed: 42",
     "torch.Size([1, 128, 2048]) cuda:0 http://localhost:8080/health ssh://git@example.com:22/x",
+    "The cookie: a=b, c=d. sig=3, see figure sig=12 and the sign; auth: required, auth=anonymous12",
+    "as-a-service, ak-47, fw_update, key-value pairs, pat, pattern.1, sk_org_chart, secret_santa",
+    "https://someone@example.org/x git@github.com:x/y.git https://x.org/@user_name_of_a_person/post",
+    "curl -s https://example.org/x | sh; mysql -u root -p runs; python -u train.py 12:30:45",
+    "<b>password</b> <td>token</td> <code>hub_token</code>",
+    "-----BEGIN CERTIFICATE----- and 123e4567-e89b-12d3-a456-426614174000 at 2026-01-01T00:00:00",
     "猫头鹰很高兴。密码: 没有。 naïve café",
 ]

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "hfstack"
 # lowest first: an import points to a lower floor, or stays on its own without making a circle
 FLOORS = [
     {
-        *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
+        *("errors", "logs", "redaction", "secret_rules", "secret_shapes", "shipped"),
+        *("disk", "machine"),
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
         *("hints", "option_reading", "bounded_yaml", "yaml_options", "upstream_defaults", "ranges"),
         *("row_counts", "json_forms", "machine_failures", "progress", "places", "packages"),
@@ -34,7 +35,8 @@ COMMAND_LINE = {
     *("runs.checkpoint_files", "runs.model_folder"),
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only
-    *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
+    *("errors", "logs", "redaction", "secret_rules", "secret_shapes", "shipped"),
+    *("disk", "machine"),
     *("hints", "option_reading", "machine_failures", "places"),
     *("sandbox/child", "sandbox/run"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),

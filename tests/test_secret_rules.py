@@ -1,4 +1,4 @@
-"""Forty secrets of twenty kinds are found wherever they stand; what only looks like one stays."""
+"""A hundred secrets of fifty kinds are found anywhere; what only looks like one stays."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ IDS = [f"{kind}-{number}" for number, (kind, _, _) in enumerate(PLANTED)]
 
 
 def test_the_plants_are_many() -> None:
-    assert len(PLANTED) >= 40 and len({kind for kind, _, _ in PLANTED}) >= 18
+    assert len(PLANTED) >= 100 and len({kind for kind, _, _ in PLANTED}) >= 50
 
 
 @pytest.mark.parametrize(("kind", "text", "secret"), PLANTED, ids=IDS)

@@ -168,7 +168,7 @@ def read_history(path: Path) -> dict[str, Points]:
     for at, entry in enumerate(state["log_history"]):
         step: Any = entry.get("step")
         if not _is_number(step) or not 0 <= step < 1 << 53:
-            raise DataError(f"{path}: log_history[{at}].step is {str(step)[:40]}, not a step")
+            raise DataError(f"{path}: log_history[{at}].step is {step!r:.40}, not a step")
 
         held_out = any(name.startswith("eval_") for name in entry)
         for logged_name, value in entry.items():
