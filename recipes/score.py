@@ -5,26 +5,22 @@
 
 Nothing is trained. Metrics, intervals and baselines are those of training, by its own functions,
 chosen by what the model is: a classifier, a tagger, a model that answers by spans, an
-encoder-decoder, a causal or masked language model, or a reward model.
+encoder-decoder, a causal or masked language model, a reward model, or a model of search.
 
 reads   a run, a checkpoint, an adapter or a Hub id; rows with what is right, or task files
 writes  rows.jsonl (what the model said of each row), parted.jsonl (rows where it and
         --reference_model part) and run.json in --output_dir
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from datasets import Dataset
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import Source, SourceLog, as_sources, describe_sources, load_mixture
 from hfstack.errors import ConfigError
-from hfstack.evidence.score_classifier import load_classifier_scorer
 from hfstack.evidence.score_code import CodeArgs, record_code
 from hfstack.evidence.score_judge import JudgeArgs
-from hfstack.evidence.score_language import load_causal_scorer, load_masked_scorer
 from hfstack.evidence.score_record import (
     describe_score,
     record_comparison,
@@ -32,25 +28,10 @@ from hfstack.evidence.score_record import (
     record_judgements,
     record_rows,
 )
-from hfstack.evidence.score_reward import load_reward_scorer
-from hfstack.evidence.score_spans import load_span_scorer
-from hfstack.evidence.score_tagger import load_tag_scorer
 from hfstack.evidence.score_tasks import TaskArgs, record_tasks
-from hfstack.evidence.score_texts import load_text_scorer
-from hfstack.evidence.scored import ScoreArgs, Scorer, scored_kind
-from hfstack.models.contents import ModelKind
+from hfstack.evidence.scored import ScoreArgs, scored_kind
+from hfstack.evidence.scorers import SCORERS, load_scorer
 from hfstack.runs.run import Run, RunArgs
-
-# What a model is -> what loads it, with its settings and the rows that a baseline learns from.
-TASKS: dict[ModelKind, Callable[..., Scorer]] = {
-    "sequence classifier": load_classifier_scorer,
-    "token classifier": load_tag_scorer,
-    "question answering model": load_span_scorer,
-    "encoder-decoder": load_text_scorer,
-    "causal language model": load_causal_scorer,
-    "masked language model": load_masked_scorer,
-    "reward model": load_reward_scorer,
-}
 
 
 @dataclass
@@ -62,7 +43,9 @@ class CompareArgs(TaskArgs, CodeArgs):
     group_column: str | None = None
     """Column that names the group of each row: every metric is given for each group too."""
     train_datasets: list[Source] = field(default_factory=list)
-    """Rows that the baselines of tag and reward learn from: those of training."""
+    """Rows of training: the baselines of tag and reward learn from them, and of embed their
+    passages are searched too.
+    """
     answer_rows: int = 100
     """Rows of prompts with answers that a causal language model answers, to be compared with their
     answers; 0 for none.
@@ -106,22 +89,31 @@ def main(
 
         # programs, which are run
         if is_code := compare_args.task == "code":
-            models = (model_args, compare_args.reference_model)
-            found, shown = record_code(run, models, compare_args, score_args, seed=run_args.seed)
+            both = (model_args, compare_args.reference_model)
+            found, shown = record_code(run, both, compare_args, score_args, seed=run_args.seed)
             metrics, lines = metrics | found, [*lines, *shown]
         if not score_args.datasets or is_code:
             print("\n".join(lines))
             return run.finish(metrics)
 
         # models
-        kind = scored_kind(model_args, TASKS)
-        extra = extra_settings(kind, score_args, compare_args)
-        scorers = [TASKS[kind](model_args, score_args, **extra)]
+        kind = scored_kind(model_args, SCORERS)
+        models = [model_args]
         if compare_args.reference_model is not None:
             named = {"model_name_or_path": compare_args.reference_model, "model_revision": "main"}
-            reference_args = replace(model_args, **named)
-            scored_kind(reference_args, [kind])
-            scorers.append(TASKS[kind](reference_args, score_args, **extra))
+            models.append(replace(model_args, **named))
+            scored_kind(models[-1], [kind])
+        scorers = [
+            load_scorer(
+                kind,
+                args,
+                score_args,
+                train_datasets=compare_args.train_datasets,
+                answer_rows=compare_args.answer_rows,
+                answer_tokens=compare_args.answer_tokens,
+            )
+            for args in models
+        ]
 
         # data
         log: SourceLog = {}
@@ -155,25 +147,6 @@ def main(
 
         print("\n".join(lines))
         return run.finish(metrics)
-
-
-def extra_settings(
-    kind: ModelKind, score_args: ScoreArgs, compare_args: CompareArgs
-) -> dict[str, object]:
-    """Return what one task needs beside the others' settings."""
-    if kind == "causal language model":
-        return {
-            "answer_rows": compare_args.answer_rows,
-            "answer_tokens": compare_args.answer_tokens,
-        }
-    if kind in ("token classifier", "reward model") and compare_args.train_datasets:
-        train: Dataset = load_mixture(
-            compare_args.train_datasets,
-            on_bad_row=score_args.on_bad_row,
-            purpose="preferences" if kind == "reward model" else "rows",
-        )
-        return {"train": train}
-    return {}
 
 
 if __name__ == "__main__":

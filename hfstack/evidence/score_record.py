@@ -128,6 +128,7 @@ def describe_score(scored: Scored, rows: int) -> str:
     if f"{name}_low" in measured:
         low, high = (metric(name, measured[f"{name}_{end}"]).text for end in ("low", "high"))
         text += f" [{low}, {high}]"
-    if f"baseline_{name}" in measured:
-        text += f", baseline {metric(name, measured[f'baseline_{name}']).text}"
+    for beside, said in (("baseline", "baseline"), ("bm25", "BM25")):
+        if f"{beside}_{name}" in measured:
+            text += f", {said} {metric(name, measured[f'{beside}_{name}']).text}"
     return f"{text} over {len(scored.places)} of {rows} rows"

@@ -98,8 +98,8 @@ USES: dict[ModelKind, str] = {
     "token classifier": "predict reads it",
     "question answering model": "predict reads it",
     "encoder-decoder": "predict reads it, seq2seq trains it further",
-    "embedding model": "search, predict and explain read it, embed trains it further",
-    "reranker": "predict and search --reranker read it, embed trains it further",
+    "embedding model": "search, predict, score and explain read it, embed trains it further",
+    "reranker": "predict, score and search --reranker read it, embed trains it further",
     "model without a head": "classify, tag, answer and reward train one on it",
     "model of an unknown task": "name another",
 }

@@ -11,6 +11,7 @@ from hfstack.data.sources import Source
 from hfstack.errors import DataError
 from hfstack.runs.record import read_run
 from tests.recipes.test_answer import make_rows as make_questions
+from tests.recipes.test_embed import make_rows as make_searches
 from tests.recipes.test_seq2seq import make_rows as make_pairs
 from tests.recipes.test_tag import make_rows as make_sentences
 from tests.tiny_chat import save_tiny_chat
@@ -83,6 +84,44 @@ def test_a_tagger(twice, run_recipe, tmp_path: Path) -> None:
             *(f"--model_name_or_path={tmp_path / 'tag'}", f"--datasets={odd}"),
             f"--output_dir={tmp_path / 'bad'}",
         )
+
+
+def test_a_model_of_search(twice, run_recipe, tmp_path: Path) -> None:
+    rows = [row | {"source": ("web", "book")[n % 2]} for n, row in enumerate(make_searches())]
+    model = save_tiny_bert(tmp_path / "bert")
+    more = {
+        "train_datasets": tmp_path / "train.jsonl",
+        "reference_model": tmp_path / "embed",
+        "group_column": "source",
+    }
+    trained, found = twice(
+        "embed", rows[:20], rows[20:], model_name_or_path=model, max_steps=20, more=more
+    )
+    assert_same(trained, found, prefixes=("eval_", "bm25_"), at_least=20)
+
+    # beside itself nothing differs, and each query is a row
+    assert found["compared_rows"] == 16 and found["difference_ndcg_at_10"] == 0
+    text = (tmp_path / "score" / "rows.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["query"] for line in lines] == [row["query"] for row in rows[20:]]
+    assert all(line["right"] == (line["rank"] == 1) for line in lines)
+    assert found["eval_recall_at_1"] == sum(line["right"] for line in lines) / 16
+    table = read_run(tmp_path / "score").tables["by group"]
+    assert [row[:2] for row in table["rows"]] == [["book", 8], ["web", 8]]
+    column = table["columns"].index("ndcg_at_10")
+    mean = sum(row[column] for row in table["rows"]) / 2
+    assert mean == pytest.approx(found["eval_ndcg_at_10"], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+def test_how_alike_two_texts_are(twice, tmp_path: Path, kind: str) -> None:
+    rows = [row | {"score": n % 5} for n, row in enumerate(make_searches())]
+    model = save_tiny_bert(tmp_path / "bert")
+    trained, found = twice(
+        "embed", rows[:20], rows[20:], model_name_or_path=model, kind=kind, max_steps=8
+    )
+    assert_same(trained, found, prefixes=("eval_", "bm25_"), at_least=6)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ passages of the data? Pairs with a score measure similarity: Spearman's rank cor
 Legend: Q queries, N pairs, K ranked passages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,18 @@ class RankingEvaluation:
     ) -> None:
         self._kind, self._batch_size = kind, batch_size
         self._pairs = list(held_out)
-        self._has_scores = held_out[0].score is not None
+        self.has_scores = held_out[0].score is not None
 
-        if self._has_scores:
+        if self.has_scores:
             self._by_bm25 = self._score_by_bm25(tokens)  # (N,)
         else:
-            self._questions = make_questions(held_out, others)
-            self._by_bm25 = rank_by_bm25(self._questions, tokens=tokens)  # (Q, K)
+            self.questions = make_questions(held_out, others)
+            self._by_bm25 = rank_by_bm25(self.questions, tokens=tokens)  # (Q, K)
 
     @property
     def headline(self) -> str:
         """Return the metric that says most, of which more is better."""
-        return _SPEARMAN if self._has_scores else HEADLINE
+        return _SPEARMAN if self.has_scores else HEADLINE
 
     def measure(self, model: Any, *, dimensions: int | None = None) -> numpy.ndarray:
         """Return a model's scores of the pairs (N,), or its ranking of passages (Q, K).
@@ -74,40 +74,41 @@ class RankingEvaluation:
         Args:
             dimensions: read the first ones of each embedding only.
         """
-        if self._has_scores:
+        if self.has_scores:
             return score_pairs(model, self._pairs, self._batch_size, dimensions=dimensions)
         if self._kind == "cross_encoder":
             return self._rerank(model)
         return rank_by_model(
-            model, self._questions, batch_size=self._batch_size, dimensions=dimensions
+            model, self.questions, batch_size=self._batch_size, dimensions=dimensions
         )
 
     def brief(self, model: Any) -> dict[str, float]:
         """Return the means alone, for an evaluation while training."""
         found = self.measure(model)
-        if self._has_scores:
-            return {_SPEARMAN: self._spearman(found)}
-        scores = score_ranking(found, self._questions.relevant)
+        if self.has_scores:
+            return {_SPEARMAN: self.spearman(found)}
+        scores = score_ranking(found, self.questions.relevant)
         return {name: float(values.mean()) for name, values in scores.items()}
 
-    def report(self, after: numpy.ndarray, before: numpy.ndarray) -> dict[str, float]:
-        """Return the metrics of a run, with 95 % intervals.
+    def report(self, after: numpy.ndarray, before: numpy.ndarray | None = None) -> dict[str, float]:
+        """Return the metrics of a model beside BM25's, with 95 % intervals.
 
         Args:
             after: of `measure`, of the trained model.
-            before: of the model that it was made from.
+            before: of the model that it was made from, where that is measured too.
         """
-        measured = {"eval": after, "before": before, "bm25": self._by_bm25}
-        if self._has_scores:
+        measured = {"eval": after} | ({} if before is None else {"before": before})
+        measured["bm25"] = self._by_bm25
+        if self.has_scores:
             return self._correlations(measured) | {"eval_pairs": len(self._pairs)}
 
-        relevant = self._questions.relevant
+        relevant = self.questions.relevant
         scores = {name: score_ranking(found, relevant) for name, found in measured.items()}
         counts = {
-            "eval_queries": len(self._questions.queries),
-            "eval_passages": len(self._questions.passages),
+            "eval_queries": len(self.questions.queries),
+            "eval_passages": len(self.questions.passages),
         }
-        return compare_rankings(scores, self._questions.groups) | counts
+        return compare_rankings(scores, self.questions.groups) | counts
 
     def by_dimensions(self, model: Any, dims: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
         """Return a table of the headline and its interval by the size of embeddings.
@@ -118,11 +119,11 @@ class RankingEvaluation:
         rows = []
         for size in sorted({*dims, model.get_embedding_dimension()}, reverse=True):
             found = self.measure(model, dimensions=size)
-            if self._has_scores:
+            if self.has_scores:
                 values = self._correlations({"eval": found})
             else:
-                scores = {HEADLINE: score_ranking(found, self._questions.relevant)[HEADLINE]}
-                values = mean_scores(scores, self._questions.groups, prefix="eval_")
+                scores = {HEADLINE: score_ranking(found, self.questions.relevant)[HEADLINE]}
+                values = mean_scores(scores, self.questions.groups, prefix="eval_")
             name = f"eval_{self.headline}"
             rows.append([size, *(round(values[name + end], 4) for end in ("", "_low", "_high"))])
         return ["dimensions", self.headline, "low", "high"], rows
@@ -130,27 +131,30 @@ class RankingEvaluation:
     def write(self, path: Path, found: numpy.ndarray) -> None:
         """Write a line for each query with its first passages, or for each pair."""
         with write_jsonl(path) as add:
-            if self._has_scores:
-                for pair, score in zip(self._pairs, found, strict=True):
-                    texts = {"query": pair.query, "passage": pair.passage}
-                    add(texts | {"score": pair.score, "predicted": round(float(score), 6)})
-                return
+            for line in self.lines(found):
+                add(line)
 
-            asked = self._questions
-            for query, right, rows in zip(asked.queries, asked.relevant, found, strict=True):
-                places = [place for place, row in enumerate(rows, 1) if row in right]
-                add(
-                    {
-                        "query": query,
-                        "rank": places[0] if places else None,
-                        "found": [asked.passages[row] for row in rows[:_SHOWN_PASSAGES]],
-                        "passages": [asked.passages[row] for row in sorted(right)],
-                    }
-                )
+    def lines(self, found: numpy.ndarray) -> Iterator[dict[str, Any]]:
+        """Yield what a model found for each query, or said of each pair."""
+        if self.has_scores:
+            for pair, score in zip(self._pairs, found, strict=True):
+                texts = {"query": pair.query, "passage": pair.passage}
+                yield texts | {"score": pair.score, "predicted": round(float(score), 6)}
+            return
+
+        asked = self.questions
+        for query, right, rows in zip(asked.queries, asked.relevant, found, strict=True):
+            places = [place for place, row in enumerate(rows, 1) if row in right]
+            yield {
+                "query": query,
+                "rank": places[0] if places else None,
+                "found": [asked.passages[row] for row in rows[:_SHOWN_PASSAGES]],
+                "passages": [asked.passages[row] for row in sorted(right)],
+            }
 
     def _rerank(self, model: Any) -> numpy.ndarray:
         """Return BM25's ranking with its first passages in the order of a cross-encoder."""
-        asked, ranking = self._questions, self._by_bm25.copy()
+        asked, ranking = self.questions, self._by_bm25.copy()
         depth = min(RERANKED, ranking.shape[1])
         pairs = [
             (query, asked.passages[row])
@@ -170,7 +174,7 @@ class RankingEvaluation:
             [index.get_scores(read(pair.query))[rows[pair.passage]] for pair in self._pairs]
         )
 
-    def _spearman(self, found: numpy.ndarray, drawn: numpy.ndarray | None = None) -> float:
+    def spearman(self, found: numpy.ndarray, drawn: numpy.ndarray | None = None) -> float:
         """Return the rank correlation with the given scores; NaN of a constant side."""
         given = numpy.array([pair.score for pair in self._pairs])
         if drawn is not None:
@@ -184,13 +188,13 @@ class RankingEvaluation:
     def _correlations(self, measured: dict[str, numpy.ndarray]) -> dict[str, float]:
         """Return the correlation of each with its interval, over pairs."""
         intervals = bootstrap_intervals(
-            lambda drawn: {name: self._spearman(one, drawn) for name, one in measured.items()},
+            lambda drawn: {name: self.spearman(one, drawn) for name, one in measured.items()},
             len(self._pairs),
         )
         metrics: dict[str, float] = {}
         for name, found in measured.items():
             key = f"{name}_{_SPEARMAN}"
-            metrics[key] = self._spearman(found)
+            metrics[key] = self.spearman(found)
             if name in intervals:
                 metrics[f"{key}_low"], metrics[f"{key}_high"] = intervals[name]
         return metrics

@@ -154,14 +154,17 @@ def load_reranker(
     return model.eval()
 
 
-def load_retriever(args: ModelConfig) -> Any:
-    """Return a finished model of either kind, as plain sentence-transformers loads it."""
+def load_retriever(args: ModelConfig, *, max_length: int | None = None) -> Any:
+    """Return a finished model of either kind, as plain sentence-transformers loads it.
+
+    Arguments and errors are those of `load_embedder` and `load_reranker`.
+    """
     name = require_model_name(args)
     found = identify_model(name, args.model_revision)
     if found.kind == EMBEDDER:
-        return load_embedder(args)
+        return load_embedder(args, max_length=max_length)
     if found.kind == RERANKER:
-        return load_reranker(args)
+        return load_reranker(args, max_length=max_length)
     raise CheckpointError(
         f"{name} is {found}, and neither embeds texts nor scores pairs: train it with embed"
     )

@@ -40,7 +40,7 @@ def load_embed_predictor(
         MissingExtraError: sentence-transformers is not installed.
     """
     model = load_embedder(args, max_length=max_length).to(Accelerator().device)
-    text = columns[0] or _column_of(args, "query" if columns[1] else "passage")
+    text = columns[0] or trained_column(args, "query" if columns[1] else "passage")
     second = columns[1]
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
@@ -74,7 +74,10 @@ def load_rerank_predictor(
         MissingExtraError: sentence-transformers is not installed.
     """
     model = load_reranker(args, max_length=max_length).to(Accelerator().device)
-    names = [columns[0] or _column_of(args, "query"), columns[1] or _column_of(args, "passage")]
+    names = [
+        columns[0] or trained_column(args, "query"),
+        columns[1] or trained_column(args, "passage"),
+    ]
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         pairs = [TextPair(row[names[0]], row[names[1]]) for row in rows]
@@ -83,7 +86,7 @@ def load_rerank_predictor(
     return answer_usable(predict, problem_of_texts(names, "--text_column or --text_pair_column"))
 
 
-def _column_of(args: ModelConfig, role: str) -> str:
+def trained_column(args: ModelConfig, role: str) -> str:
     """Return the column that a model was trained on, or the usual one."""
     task = read_task_file(Path(require_model_name(args))) or {}
     return task.get("columns", {}).get(role, role)
