@@ -11,7 +11,6 @@ one argparse parser judges the names, types and choices of both. A field's help 
 under it, or its `metadata["help"]`, as upstream does.
 """
 
-import contextlib
 import dataclasses
 import enum
 import inspect
@@ -22,7 +21,7 @@ import sys
 import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,19 +244,6 @@ def bf16_hardware() -> str | None:
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
     return f"CPU with {found[0]}" if found else None
-
-
-@contextlib.contextmanager
-def refusals_of_upstream() -> Iterator[None]:
-    """Turn what upstream refuses while a Trainer is built into a one-line ConfigError."""
-    try:
-        yield
-    except HfstackError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"refused by the Trainer: {' '.join(str(error).split())[:300]}"
-        ) from error
 
 
 class _StrictParser(HfArgumentParser):

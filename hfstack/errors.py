@@ -6,6 +6,11 @@ Each class also inherits the builtin that a caller would expect, so `except Valu
 working. A message says, in one line: what is wrong, the value, where it came from, and what to do.
 """
 
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class HfstackError(Exception):
     """Base class of errors that the command line prints as one line, with exit code 1."""
@@ -71,3 +76,22 @@ class DivergedError(HfstackError, ArithmeticError):
 
 class HubError(HfstackError, ConnectionError):
     """The Hub refused a request, cannot be reached, or holds something unexpected."""
+
+
+@contextlib.contextmanager
+def refusals_of_upstream() -> Iterator[None]:
+    """Turn what upstream refuses while a Trainer is built into a one-line ConfigError.
+
+    What a line of ours raises is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except HfstackError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(last.filename).is_relative_to(Path(__file__).parent):
+            raise
+        raise ConfigError(
+            f"refused by the Trainer: {' '.join(str(error).split())[:300]}"
+        ) from error

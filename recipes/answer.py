@@ -15,9 +15,10 @@ from functools import partial
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.places import BadRows
 from hfstack.data.sources import DataArgs, load_splits
+from hfstack.errors import refusals_of_upstream
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints

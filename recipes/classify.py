@@ -17,8 +17,9 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.errors import refusals_of_upstream
 from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import find_architecture, load_tokenizer

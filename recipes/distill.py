@@ -19,8 +19,9 @@ from typing import Any
 from peft import get_peft_model
 from trl import ModelConfig, SFTConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.errors import refusals_of_upstream
 from hfstack.evidence.before_after import watch_change
 from hfstack.models import adapters, loading
 from hfstack.publishing.checkpoint_push import push_checkpoints

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.errors import refusals_of_upstream
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run

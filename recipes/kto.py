@@ -22,6 +22,7 @@ from trl import KTOConfig, KTOTrainer, ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.errors import refusals_of_upstream
 from hfstack.evidence.before_after import watch_change
 from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
@@ -57,16 +58,17 @@ def main(
         # trainer: a copy of the policy is the reference where no adapter can be switched off
         copied = not model_args.use_peft
         push = push_checkpoints(training_args)
-        trainer = OneEndKTOTrainer(
-            model=policy,
-            ref_model=load_causal_lm(model_args, parts.tokenizer) if copied else None,
-            args=training_args,
-            train_dataset=thumbs["train"],
-            eval_dataset=thumbs.get("eval"),
-            processing_class=parts.tokenizer,
-            peft_config=new_adapter(model_args, policy, adapts_head=False),
-            callbacks=alignment.callbacks(run, sample_args, parts, push),
-        )
+        with refusals_of_upstream():
+            trainer = OneEndKTOTrainer(
+                model=policy,
+                ref_model=load_causal_lm(model_args, parts.tokenizer) if copied else None,
+                args=training_args,
+                train_dataset=thumbs["train"],
+                eval_dataset=thumbs.get("eval"),
+                processing_class=parts.tokenizer,
+                peft_config=new_adapter(model_args, policy, adapts_head=False),
+                callbacks=alignment.callbacks(run, sample_args, parts, push),
+            )
         watch_change(run, sample_args, trainer, parts.held_out)
         trained = alignment.train_and_save(run, trainer, parts)
 

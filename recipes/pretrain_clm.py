@@ -13,11 +13,11 @@ from functools import partial
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.packing.fim import check_fim_settings, fill_in_middle
 from hfstack.data.sources import DataArgs
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, refusals_of_upstream
 from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.models.fused_loss import use_fused_loss

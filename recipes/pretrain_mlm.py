@@ -14,8 +14,9 @@ from itertools import islice
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.errors import refusals_of_upstream
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk

@@ -15,11 +15,11 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.columns import require_columns
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, load_splits
-from hfstack.errors import AlreadyFinished, ConfigError
+from hfstack.errors import AlreadyFinished, ConfigError, refusals_of_upstream
 from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_causal_lm, load_tokenizer

@@ -17,9 +17,9 @@ from peft import get_peft_model
 from transformers import EvalPrediction, Seq2SeqTrainingArguments
 from trl import ModelConfig
 
-from hfstack.config import command_line, refusals_of_upstream
+from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, refusals_of_upstream
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from hfstack.config import bf16_hardware, parse
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, refusals_of_upstream
+from hfstack.tasks.causal_lm.decoding.decode import pad_left
 
 
 @dataclass
@@ -288,3 +289,13 @@ def test_exit_codes_and_one_line_on_stderr(tmp_path: Path) -> None:
         "r.py: rows.jsonl:3: no text here",
         "r.py: stopped",
     ]
+
+
+def test_upstreams_refusals_are_one_line_and_our_bugs_keep_their_traceback():
+    refused = pytest.raises(ConfigError, match=r"^refused by the Trainer: sometimes is not a valid")
+    with refused, refusals_of_upstream():
+        TrainingArguments(output_dir="x", report_to="none", eval_strategy="sometimes")
+    with pytest.raises(ConfigError, match="^as it was$"), refusals_of_upstream():
+        raise ConfigError("as it was")
+    with pytest.raises(ValueError, match="empty"), refusals_of_upstream():
+        pad_left([], 0)

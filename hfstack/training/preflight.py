@@ -42,6 +42,7 @@ from hfstack.training.next_token import settle_next_token_loss
 from hfstack.training.progress import show_progress
 from hfstack.training.saving import SaveFirst
 from hfstack.training.unread_options import refuse_unread_of
+from hfstack.training.weights_16_bits import settle_half_weights
 
 logger = get_logger(__name__)
 
@@ -59,8 +60,6 @@ _TEXT_HEADS: tuple[Any, ...] = (
 )
 
 NO_SHARED_ROW = "no row in train and eval"
-
-_HALF_TYPES = (torch.bfloat16, torch.float16)
 
 # a rule, in a reader's words, and its problem or None
 Problems = dict[str, str | None]
@@ -99,7 +98,7 @@ def checked(
         settle_next_token_loss(trainer)
     _turn_off_all_dropout(trainer)
     _freeze_what_is_not_saved(trainer.model)
-    _refuse_half_weights(trainer)
+    settle_half_weights(trainer)
 
     train: Any = trainer.train_dataset
     results: Problems = dict(found or {})
@@ -189,47 +188,6 @@ def _freeze_what_is_not_saved(model: Any) -> None:
         if weight.requires_grad and left_out.issuperset(known_as):
             logger.info("%s is not trained: this family does not save it", known_as[0])
             weight.requires_grad_(False)
-
-
-def _refuse_half_weights(trainer: Trainer) -> None:
-    """Refuse to train weights of 16 bits, and log the type of those that are trained.
-
-    A bf16 weight has 8 bits of mantissa: an update below 1/512 of it is rounded away, and most
-    updates of a small learning rate are. PEFT keeps adapters in fp32, DeepSpeed a copy of all
-    weights, and so does FSDP2 under mixed precision (accelerate, `fsdp2_prepare_model`).
-
-    Raises:
-        ConfigError: such a weight is trained as it is.
-    """
-    model: Any = trainer.model
-    counts: dict[torch.dtype, int] = {}
-    beside: dict[str, torch.dtype] = {}  # whole modules that PEFT trains in the type of the base
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and "modules_to_save." not in name:
-            counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
-        elif weight.requires_grad and weight.dtype in _HALF_TYPES:
-            beside[name.partition(".modules_to_save.")[0].rpartition(".")[2]] = weight.dtype
-
-    mixed = trainer.accelerator.mixed_precision != "no"
-    has_masters = trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and mixed)
-    half = next((dtype for dtype in counts if dtype in _HALF_TYPES), None)
-    if half is not None and not has_masters:
-        raise ConfigError(
-            f"{counts[half]:,} weights of {str(half).removeprefix('torch.')} would be trained, and "
-            "most updates rounded away: set --dtype float32, with --bf16 true to compute in 16 "
-            "bits, or train an adapter with --use_peft"
-        )
-
-    if beside and not has_masters:
-        logger.warning(
-            "beside the adapter %s is trained in %s, which rounds most small updates away: set "
-            "--dtype float32, with --bf16 true to compute in 16 bits",
-            ", ".join(beside),
-            str(next(iter(beside.values()))).removeprefix("torch."),
-        )
-
-    shown = " and ".join(f"{n:,} in {str(t).removeprefix('torch.')}" for t, n in counts.items())
-    logger.info("weights that are trained: %s", shown)
 
 
 def _refuse_other_lengths(model: Any, lengths: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.errors import DataError
+from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 from tests.one_training_step import OLD_CHECKPOINTING
 
@@ -74,3 +74,20 @@ def test_one_kind_of_thumb_teaches_nothing(kto):
     rows = [{"prompt": f"Fox {i}:", "completion": " was kind", "label": True} for i in range(12)]
     with pytest.raises(DataError, match="all train labels are the same"):
         kto(rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_sampling_strategy": "random"}, "'sequential'.* Got `train_sampling_strategy="),
+        ({"per_device_train_batch_size": 1}, "batch size must be > 1"),
+        ({"router_aux_loss_coef": 0.1}, "is not a Mixture-of-Experts"),
+    ],
+)
+def test_what_trl_refuses_is_one_line(kto, settings: dict[str, object], message: str):
+    rows = [
+        {"prompt": f"Fox {i}:", "completion": " was kind"[:i], "label": i % 2 == 0}
+        for i in range(2, 10)
+    ]
+    with pytest.raises(ConfigError, match=f"^refused by the Trainer: .*{message}"):
+        kto(rows, **settings)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl import ModelConfig
 
@@ -109,6 +111,14 @@ def test_an_encoder_without_eos_learns_and_reloads_with_identical_scores(
     )
     assert again == pytest.approx([row["reward_chosen"] for row in rows], abs=1e-6)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() == adapter
+
+
+def test_beside_an_adapter_on_16_bits_the_new_head_is_trained_in_fp32(reward, tmp_path: Path):
+    metrics = reward(use_peft="true", lora_r=4, dtype="bfloat16", max_steps=25, learning_rate=1e-3)
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    (head,) = (weight for name, weight in saved.items() if ".score" in name)
+    assert head.dtype == torch.float32 and not torch.equal(head, head.bfloat16().float())
+    assert metrics["eval_accuracy"] > 0.8
 
 
 def test_ratings_are_taken_too(reward, tmp_path: Path):

@@ -3,7 +3,6 @@ passes, and the table of docs/preflight.md says which recipe asks which rule.
 """
 
 import ast
-import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForTokenClassification,
@@ -349,6 +347,24 @@ def test_every_recipe_that_trains_goes_through_the_door() -> None:
         assert saved == trained, recipe.name
 
 
+def test_what_upstream_refuses_of_a_trainer_is_one_line_in_every_recipe() -> None:
+    inside = re.compile(
+        r"^( *)with refusals_of_upstream\(\):\n(?:\1 .*\n|\n)*?\1 +trainer = ", re.MULTILINE
+    )
+    by_class = {
+        "fine_tuning.SFTTrainerByTokens(": "sft/setup.py",
+        "Trainer(EachPairCounts, ": "preferences/pair_counting.py",
+    }
+    by_class |= dict.fromkeys(("PPOTrainer(", "online.group_trainer("), "rl/ppo/checkpointed.py")
+
+    for recipe in [path for path in RECIPES if trains(path)]:
+        text = recipe.read_text(encoding="utf-8")
+        files = {file for name, file in by_class.items() if name in text}
+        assert files or inside.search(text), recipe.name
+        for file in files:
+            assert "@refusals_of_upstream()" in (TASKS / file).read_text(encoding="utf-8")
+
+
 def test_the_table_names_the_recipes_that_ask_each_rule() -> None:
     training = [path for path in RECIPES if trains(path)]
     asked = {recipe.stem: rules_asked_by(recipe) for recipe in training}
@@ -380,19 +396,11 @@ def test_the_page_says_how_much_is_checked_and_what_is_only_warned_of() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype, monkeypatch):
+def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype):
     model = Tagger(Config(vocab_size=50, num_labels=3, **SIZES, **NO_DROPOUT)).to(dtype)
     trainer = build(tmp_path, rows(), model=model)
     with pytest.raises(ConfigError, match="would be trained, .*: set --dtype float32, with --bf16"):
         checked_tags(trainer)
-
-    # beside an adapter PEFT trains a head in the type of its base
-    lines: list[str] = []
-    monkeypatch.setattr(preflight.logger, "warning", lambda line, *of: lines.append(line % of))
-    config = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
-    checked_tags(build(tmp_path, rows(), model=get_peft_model(copy.deepcopy(model), config)))
-    kind = str(dtype).removeprefix("torch.")
-    assert [line for line in lines if f"the adapter classifier is trained in {kind}" in line]
 
     # where an fp32 copy of them is kept they may be, and frozen beneath an adapter
     trainer.is_deepspeed_enabled = True

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfstack.errors import refusals_of_upstream
+
 if TYPE_CHECKING:
     from transformers import Trainer
 else:
@@ -21,6 +23,11 @@ class EachPairCounts(Trainer):
     """What TRL's DPOTrainer or ORPOTrainer is combined with; named before it."""
 
     _pairs_of_batches: list[int] | None = None
+
+    @refusals_of_upstream()
+    def __init__(self, **given: Any) -> None:
+        """Build TRL's trainer; what it refuses is one line."""
+        super().__init__(**given)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
         """Evaluate one batch, and note how many pairs it has over all processes."""

@@ -20,7 +20,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.data.places import FindPlaces, RefusedRows, join_refused
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, refusals_of_upstream
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token
@@ -46,6 +46,11 @@ class SFTTrainerByTokens(EachTokenCounts, SFTTrainer):
 
     shifts_labels = True
     means_are_local = True  # TRL's evaluation passes no count of the other processes' tokens
+
+    @refusals_of_upstream()
+    def __init__(self, **given: Any) -> None:
+        """Build TRL's trainer; what it refuses is one line."""
+        super().__init__(**given)
 
 
 def check_sft_settings(

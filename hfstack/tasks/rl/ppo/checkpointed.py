@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import Trainer
 
-from hfstack.errors import CheckpointError
+from hfstack.errors import CheckpointError, refusals_of_upstream
 from hfstack.logs import get_logger
 from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
@@ -27,6 +27,11 @@ class CheckpointedTrainer(Trainer):
     args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     kl_coef: float
     reward_history: RewardHistory
+
+    @refusals_of_upstream()
+    def __init__(self, **given: Any) -> None:
+        """Build upstream's part; what it refuses is one line."""
+        super().__init__(**given)
 
     def unwrapped(self) -> ActorCritic:
         """Return policy and critic without what DDP wraps around them."""
