@@ -81,6 +81,23 @@ def test_a_passage_is_nearest_to_itself_and_a_built_index_is_asked_again(
     assert [row["id"] for row in table] == [str(hit["id"]) for hit in hits[2:]]
 
 
+def test_equal_rows_are_one_passage(search, inputs: Path, tmp_path: Path, caplog) -> None:
+    answers = ["Send it back within 30 days.", "We ship abroad.", "Send it back within 30 days."]
+    rows = [{"id": n % 2, "passage": text} for n, text in enumerate(answers)]
+    faq = write(tmp_path / "faq.jsonl", [*rows, {"id": 7, "passage": answers[0]}])
+    with caplog.at_level("INFO"):
+        metrics = search("--query", answers[0], datasets=faq, top=3)
+
+    # the same text with another id is another row
+    hits = read(tmp_path / "out" / "results.jsonl")
+    assert metrics["passages"] == 3
+    assert {hit["id"] for hit in hits[:2]} == {0, 7} and hits[2]["id"] == 1
+    assert "1 rows are equal to one before, and left out" in caplog.text
+
+    metrics = search("--query", "x", datasets=faq, keep_columns=None, output_dir=tmp_path / "b")
+    assert metrics["passages"] == 2
+
+
 def test_approximate_and_reranked(search, inputs: Path, tmp_path: Path) -> None:
     passages = read(inputs / "passages.jsonl")
     asked = write(tmp_path / "asked.jsonl", [{"query": row["passage"]} for row in passages])

@@ -43,17 +43,22 @@ _KINDS = {
   log-probability near -5.8 in fp32: decoding with a cache sums in another order than the full pass.
   The farthest from 1 is {ratio}.
   **publish**: what is read from the folder that a fine-tuned model was published to gives its
-  logits. All: what was saved gives the logits of what was trained.
+  logits. **evaluate**: the loss of `evaluate_lm` equals, to 1e-5, that of plain transformers on
+  each document alone. All: what was saved gives the logits of what was trained.
 """,
     ENCODER: """\
 ## Encoders
 
-{built} of the {families} families that `AutoModelForMaskedLM` knows.
+{built} of the {families} families that `AutoModelForMaskedLM`, `...ForSequenceClassification`,
+`...ForTokenClassification` or `...ForQuestionAnswering` knows; of the last three, those that are no
+causal language model too.
 
 {counts}
 
 - **padding**: how far the logits of a padded row are from those of the row alone, as a share of the
-  largest one.
+  largest one; of a family without a masked language model, its hidden states.
+- **publish**: what is read from the folder that a classifier was published to gives its logits.
+  **generate** fills masks. **evaluate** is refused: the loss of the next token is none of theirs.
 """,
     ENCODER_DECODER: """\
 ## Encoder-decoders
@@ -61,6 +66,9 @@ _KINDS = {
 {built} of the {families} families that `AutoModelForSeq2SeqLM` knows.
 
 {counts}
+
+- **publish**: what is read from the folder that a translator was published to gives its logits.
+  **evaluate**, **generate** are refused: `predict` writes what an encoder-decoder says.
 """,
 }
 

@@ -44,7 +44,7 @@ _VECTORS, _PASSAGES, _OFFSETS, _GRAPH = (
     "nearest.faiss",
 )
 _BEGUN = "begun.json"
-_INDEX_SCHEMA = 1
+_INDEX_SCHEMA = 2  # since 2 equal rows are one passage
 _PART_ROWS = 2048
 _SCANNED_ROWS = 16_384
 # links of a passage, and candidates that are looked at while building and asking
@@ -98,6 +98,8 @@ def build_index(
 ) -> IndexInfo:
     """Write an index of rows into a folder, going on where an earlier attempt stopped.
 
+    Rows that are equal in all that is kept are one passage, as the answers of a FAQ are.
+
     Args:
         rows: with a text each.
         embed: of passages.
@@ -115,7 +117,7 @@ def build_index(
     done = _begin(folder, identity)
     if done:
         logger.info("%s: continuing after %d passages", folder, done)
-    stream = iter(rows)
+    stream = _each_once((_kept(row, text_column, keep, n) for n, row in enumerate(rows, 1)))
     if sum(1 for _ in islice(stream, done)) < done:
         raise DataError(f"{folder} has more passages than there are rows: remove it")
 
@@ -126,13 +128,12 @@ def build_index(
         (folder / _OFFSETS).open("ab") as offsets,
     ):
         for part in follow(_parts_of(stream, part_rows), "parts of passages"):
-            kept = [_kept(row, text_column, keep, total + n) for n, row in enumerate(part, 1)]
-            found = embed([row[text_column] for row in kept])  # (P, D)
+            found = embed([row[text_column] for row in part])  # (P, D)
             size = found.shape[1]
 
             # the vectors last: rows count when all three files have them
             starts = []
-            for row in kept:
+            for row in part:
                 starts.append(passages.tell())
                 passages.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
             offsets.write(numpy.array(starts, dtype="<u8").tobytes())
@@ -140,8 +141,8 @@ def build_index(
             for file in (passages, offsets, vectors):
                 file.flush()
                 os.fsync(file.fileno())
-            total += len(kept)
-            _write_json(folder / _BEGUN, {"identity": identity, "rows": total, "dimensions": size})
+            total += len(part)
+            _write_begun(folder, identity, total, size)
 
     size = size or json.loads((folder / _BEGUN).read_text())["dimensions"]
     if not total:
@@ -165,6 +166,31 @@ def build_index(
     return info
 
 
+def _each_once(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each row the first time, and say how many were left out.
+
+    Memory holds 8 bytes of a hash for each: two of a million rows have one with chance 3e-8.
+    """
+    seen: set[int] = set()
+    left_out = 0
+    for row in rows:
+        text = json.dumps(row, ensure_ascii=False, default=str).encode()
+        digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+        if digest in seen:
+            left_out += 1
+        else:
+            seen.add(digest)
+            yield row
+    if left_out:
+        logger.info("%d rows are equal to one before, and left out", left_out)
+
+
+def _write_begun(folder: Path, identity: str, rows: int, size: int) -> None:
+    """Write how many rows all files have."""
+    values = {"schema": _INDEX_SCHEMA, "identity": identity, "rows": rows, "dimensions": size}
+    _write_json(folder / _BEGUN, values)
+
+
 def _parts_of(stream: Iterator[Any], rows: int) -> Iterator[list[Any]]:
     while part := list(islice(stream, rows)):
         yield part
@@ -178,10 +204,10 @@ def _begin(folder: Path, identity: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     begun = folder / _BEGUN
     values = json.loads(begun.read_text(encoding="utf-8")) if begun.is_file() else {}
-    if values.get("identity") != identity:
+    if (values.get("identity"), values.get("schema")) != (identity, _INDEX_SCHEMA):
         for name in (INDEX_FILE, _GRAPH, _VECTORS, _PASSAGES, _OFFSETS):
             (folder / name).unlink(missing_ok=True)
-        _write_json(begun, {"identity": identity, "rows": 0, "dimensions": 0})
+        _write_begun(folder, identity, 0, 0)
         return 0
 
     # a part that was being written is cut off
