@@ -45,7 +45,13 @@ def register_classifier(config: Any) -> None:
     parents = [one for one in body.__mro__ if issubclass(one, PreTrainedModel)]
     parent = parents[-2]  # the family's own, right below PreTrainedModel
     name = body.__name__.removesuffix("Model") + "ForSequenceClassification"
-    made = type(name, (LastTokenClassifier, parent), {"config_class": kind})
+    # Llama 4's shared parent names no body, its transformer does: by that the language model's
+    # weights are found
+    prefix = body.base_model_prefix
+    if not prefix:
+        return
+    settings = {"config_class": kind, "base_model_prefix": prefix}
+    made = type(name, (LastTokenClassifier, parent), settings)
     AutoModelForSequenceClassification.register(kind, made, exist_ok=True)
 
 

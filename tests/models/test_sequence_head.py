@@ -13,6 +13,7 @@ from transformers import (
     BartConfig,
     CohereConfig,
     FalconMambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -28,6 +29,17 @@ KINDS = {
     "falcon_mamba": lambda rows: FalconMambaConfig(vocab_size=rows, state_size=4, **SIZES),
     "cohere": lambda rows: CohereConfig(
         vocab_size=rows, num_attention_heads=2, num_key_value_heads=2, **SIZES
+    ),
+    # its parent has no name for the transformer below a head
+    "llama4_text": lambda rows: Llama4TextConfig(
+        vocab_size=rows,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        intermediate_size_mlp=32,
+        pad_token_id=0,
+        **SIZES,
     ),
 }
 
@@ -47,8 +59,9 @@ def test_a_language_model_without_a_classifier_gives_rewards(
     # the transformer is that of the language model, read at the last token that is no padding
     rows = [[5, 6, 7, 8, 9], [10, 11]]
     rewards = score_sequences(model, rows, pad_token_id=0, batch_size=2)
+    transformer = causal.model if family == "llama4_text" else causal.base_model
     with torch.no_grad():
-        hidden = [causal.base_model(torch.tensor([row]))[0][0, -1] for row in rows]  # (d,) each
+        hidden = [transformer(torch.tensor([row]))[0][0, -1] for row in rows]  # (d,) each
         expected = [model.score(state).item() for state in hidden]
     assert rewards == pytest.approx(expected, abs=1e-5) and rewards[0] != rewards[1]
 

@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     GitConfig,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     Trainer,
     TrainingArguments,
@@ -39,6 +40,9 @@ FAMILIES = {
         **SIZES, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     ),
     "llama": LlamaConfig(**SIZES),
+    "llama4": Llama4TextConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, num_local_experts=2, intermediate_size_mlp=32
+    ),
     # upstream knows the name of neither its class nor its loss
     "gru": GRUConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, dropout=0.0),
     # its loss scores each token at the place where it was read
@@ -183,6 +187,18 @@ def test_bert_is_scored_by_its_own_logits() -> None:
     torch.testing.assert_close(found.mean_logits, logits.mean(-1) * scored)
     assert torch.equal(found.is_top1, (logits.argmax(-1) == targets) & scored)
     assert torch.equal(found.label_mask, scored)
+
+
+def test_a_model_that_names_no_transformer_is_scored_by_its_own_logits() -> None:
+    model = model_of("llama4")
+    assert model.base_model is model
+    add_fused_lm_head(model)
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    assert use_own_logits(model)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, :-1]  # (T - 1, V)
+        found = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    torch.testing.assert_close(found.loss, cross_entropy(logits, ids[0, 1:]))
 
 
 def test_the_fields_are_those_of_trls_head() -> None:

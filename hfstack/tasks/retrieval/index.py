@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy
 
@@ -132,11 +132,7 @@ def build_index(
             size = found.shape[1]
 
             # the vectors last: rows count when all three files have them
-            starts = []
-            for row in part:
-                starts.append(passages.tell())
-                passages.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
-            offsets.write(numpy.array(starts, dtype="<u8").tobytes())
+            _append_rows(passages, offsets, part)
             vectors.write(numpy.ascontiguousarray(found, dtype="<f4").tobytes())
             for file in (passages, offsets, vectors):
                 file.flush()
@@ -183,6 +179,15 @@ def _each_once(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield row
     if left_out:
         logger.info("%d rows are equal to one before, and left out", left_out)
+
+
+def _append_rows(passages: BinaryIO, offsets: BinaryIO, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as lines, and where each begins."""
+    starts = []
+    for row in rows:
+        starts.append(passages.tell())
+        passages.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+    offsets.write(numpy.array(starts, dtype="<u8").tobytes())
 
 
 def _write_begun(folder: Path, identity: str, rows: int, size: int) -> None:
