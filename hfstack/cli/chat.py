@@ -10,7 +10,7 @@ from typing import Any
 
 from hfstack.cli.start import cheaper_imports
 from hfstack.errors import ConfigError
-from hfstack.runs.model_folder import find_causal_lm
+from hfstack.runs.model_folder import find_causal_lm, refuse_architecture, refuse_missing_model
 
 _DESCRIPTION = """\
 Talk to what you trained: the folder of a run, a checkpoint, an adapter, or a model of the Hub.
@@ -72,7 +72,9 @@ def run_chat(args: argparse.Namespace) -> int:
     """
     for name in (args.model, args.compare):
         if name is not None:
+            refuse_architecture(name)
             find_causal_lm(name)
+            refuse_missing_model(name)
 
     if args.prompt is not None and not args.prompt.strip():
         raise ConfigError("-p is empty: give it a question, or leave it out to talk")

@@ -6,17 +6,20 @@ source of its classes of settings; where that cannot be read, the recipe alone s
 
 import contextlib
 import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
 from hfstack.cli.doctor import installed_version
-from hfstack.cli.launch import Launch
+from hfstack.cli.launch import Launch, trains_a_model
 from hfstack.data.reading.files import looks_local
 from hfstack.data.reading.folders import expand_files
-from hfstack.data_settings import values_of_flags
-from hfstack.errors import CheckpointError, ConfigError
+from hfstack.data_settings import settings_to_drop, values_of_flags
+from hfstack.errors import CheckpointError, ConfigError, HfstackError
 from hfstack.hints import suggest
 from hfstack.option_reading import Options, read_recipe_options
 from hfstack.packages import refuse_missing_packages
@@ -25,19 +28,32 @@ from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
 from hfstack.reporting.runs import find_runs
 from hfstack.runs.inputs import describe_inputs, find_changes
-from hfstack.runs.model_folder import refuse_missing_folder
+from hfstack.runs.model_folder import refuse_architecture, refuse_missing_model
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
+from hfstack.shipped import ARCHITECTURES, find_shipped
 from hfstack.yaml_options import read_options
 
 _NUMBERS_BY_NAME = {"int": int, "float": float}
+_MODELS = (
+    "model_name_or_path",
+    "tokenizer_name_or_path",
+    "reference_model",
+    "reward_model",
+    "reward_models",
+    "teacher_model",
+    "other_model",
+    "critic_model",
+)
+_FILES = ("prompts_file", "import_file", "rubric_file", "probe_rubric_file", "task_file")
+_FOLDERS = ("run", "index", "fit", "stores")
 
 
 def check_options(flags: list[str], recipe: Path) -> None:
     """Raise for a mistake in the flags of a recipe, or in the YAML that they name.
 
     Raises:
-        HfstackError: an option is unknown or no number, the YAML is none, or a file, a folder of
-            runs or of a model is not there.
+        HfstackError: an option is unknown or no number, the YAML is none, or a file, a folder or a
+            model is not there.
     """
     values = values_of_flags(flags)
     options = read_recipe_options(recipe)
@@ -58,21 +74,100 @@ def check_options(flags: list[str], recipe: Path) -> None:
         }
     )
 
+    config = str(configs[0]) if configs else ""
+    dropped = set()
+    if root is not None and options is not None:
+        dropped = set(settings_to_drop(root, config, options.kinds, flags))
+    _check_places(_Given(values, root, config, dropped), recipe)
+
+
+def _check_places(given: "_Given", recipe: Path) -> None:
+    """Raise for a model, a file or a folder that is named and not there."""
+    for name in _MODELS:
+        for place, named in given.places(name):
+            with named:
+                _refuse_no_model(place, given, recipe)
+
     for name in ("datasets", "eval_datasets"):
-        for place in map(expand_place, values.get(name) or _read_list(root, name)):
+        for place, named in given.places(name):
             # What a folder holds is for the recipe to say: a saved dataset is one, too.
-            if looks_local(place) and not Path(place).expanduser().is_dir():
-                expand_files(place)
-    for place in values.get("runs") or _read_list(root, "runs"):
+            if looks_local(place) and not Path(place).is_dir():
+                with named:
+                    expand_files(place)
+    for place, _ in given.places("runs"):
         find_runs(Path(place))
-    for place in values.get("model_name_or_path", []):
-        if place.endswith(".json"):
-            continue
-        refuse_missing_folder(place)
-        if Path(place).is_file():
-            raise CheckpointError(
-                f"--model_name_or_path {place} is a file: name its folder, {Path(place).parent}"
-            )
+
+    for name in (*_FILES, *_FOLDERS):
+        for place, named in given.places(name):
+            with named:
+                if not Path(place).exists():
+                    raise ConfigError(f"{place}: no such {'file' if name in _FILES else 'folder'}")
+
+    # Other recipes make the folder that they are given as a repository.
+    for place, named in given.places("repo") if recipe.stem == "verify" else ():
+        with named:
+            if place.startswith("file:") and not Path(unquote(urlsplit(place).path)).is_dir():
+                raise ConfigError(f"{place}: no such folder")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The values of options: those of the command line, else those of the YAML file."""
+
+    values: dict[str, list[str]]
+    root: yaml.MappingNode | None
+    config: str
+    dropped: set[str]
+
+    def places(self, name: str) -> list[tuple[str, contextlib.AbstractContextManager[None]]]:
+        """Return the texts of an option, each with what names the option in a mistake."""
+        if name in self.values:
+            texts = filter(None, self.values[name])
+            return [(expand_place(text), _named(f"--{name} ")) for text in texts]
+        if self.root is None or name in self.dropped:
+            return []
+
+        found = []
+        for key, node in self.root.value:
+            nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            place = f"{self.config}:{key.start_mark.line + 1}: {name} "
+            found += [
+                (expand_place(one.value), _named(place))
+                for one in nodes
+                if key.value == name and isinstance(one, yaml.ScalarNode) and _is_text(one)
+            ]
+        return found
+
+
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Begin the line of a mistake with the option, and where it stands."""
+    try:
+        yield
+    except HfstackError as error:
+        raise type(error)(f"{place}{error}") from None
+
+
+def _is_text(node: yaml.ScalarNode) -> bool:
+    return node.tag == "tag:yaml.org,2002:str" and bool(node.value)
+
+
+def _refuse_no_model(place: str, given: _Given, recipe: Path) -> None:
+    """Raise for the name of a model, or of a tokenizer, that cannot be loaded."""
+    if "://" in place:  # an endpoint
+        return
+    if place.endswith(".json"):
+        if find_shipped(place, ARCHITECTURES) is None:
+            known = ", ".join(path.stem for path in sorted(ARCHITECTURES.glob("*.json")))
+            raise ConfigError(f"{place}: no such file; shipped architectures: {known}")
+        # What trains begins with random weights; with a tokenizer they can be looked at, too.
+        if not given.places("tokenizer_name_or_path") and not trains_a_model(recipe):
+            refuse_architecture(place)
+        return
+
+    refuse_missing_model(place)
+    if Path(place).is_file():
+        raise CheckpointError(f"{place} is a file: name its folder, {Path(place).parent}")
 
 
 def say_finished(launch: Launch, recipe: Path) -> str | None:
@@ -134,13 +229,6 @@ def _check_numbers(
         with contextlib.suppress(ValueError):
             numbers |= {} if number is None else {name: number(text)}
     refuse_out_of_range(numbers, places)
-
-
-def _read_list(root: yaml.MappingNode | None, name: str) -> list[str]:
-    """Return the texts of a list in a YAML file; none where it has no such list."""
-    items = [node for key, node in root.value if key.value == name] if root is not None else []
-    nodes = items[0].value if items and isinstance(items[0], yaml.SequenceNode) else []
-    return [node.value for node in nodes if isinstance(node, yaml.ScalarNode)]
 
 
 def _check_option(name: str, given: list[str], options: Options) -> None:

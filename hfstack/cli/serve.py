@@ -16,7 +16,7 @@ from typing import Any
 from hfstack.cli.supervise import say
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.machine import LOOPBACK_NAMES
-from hfstack.runs.model_folder import find_causal_lm
+from hfstack.runs.model_folder import find_causal_lm, refuse_architecture, refuse_missing_model
 
 _ABOUT_SERVING = """\
 Serve what you trained to programs that speak to OpenAI's API: /v1/chat/completions with the chat
@@ -60,7 +60,9 @@ def run_serve(args: argparse.Namespace) -> int:
         HfstackError: there is no such model, the address is in use or not confirmed, or a package
             is missing.
     """
+    refuse_architecture(args.model)
     folder = find_causal_lm(args.model)
+    refuse_missing_model(folder)
     _refuse_adapter(folder)
     if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
         missing = next(one for one in _PACKAGES if importlib.util.find_spec(one) is None)

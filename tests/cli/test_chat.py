@@ -24,6 +24,8 @@ from tests.tiny_chat import save_tiny_chat
     [
         (("runs/sft",), "runs/sft: no such folder"),
         (("here", "--compare", "runs/sft"), "runs/sft: no such folder"),
+        (("nowhere",), "nowhere: no such folder, nor a model of"),
+        (("llama-1m.json",), "llama-1m.json is an architecture, whose weights are random"),
         (("report",), "report holds no model: it is a run of report that is finished"),
         (("here", "-p", " "), "-p is empty"),
         (("here", "-p", "a", "--compare", "here"), "-p asks one model"),

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi, constants
 
 from hfstack.errors import CheckpointError
-from hfstack.runs.model_folder import find_causal_lm, refuse_other_model
+from hfstack.runs.model_folder import find_causal_lm, refuse_missing_model, refuse_other_model
 
 
 def write(path: Path, **content: Any) -> Path:
@@ -104,3 +105,29 @@ def test_what_may_be_on_the_hub_is_left_as_it_is(
     (tmp_path / "runs").mkdir()
     with pytest.raises(CheckpointError, match="runs/sft: no such folder"):
         find_causal_lm("runs/sft")
+
+
+def test_what_is_neither_here_nor_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "models--kept--before").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    answers: dict[str, bool | Exception] = {"on/it": True, "not/there": False}
+    answers["out/of_reach"] = OSError("no route to host")
+
+    def repo_exists(self: HfApi, name: str) -> bool:
+        answer = answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(HfApi, "repo_exists", repo_exists)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("here", "kept/before", "on/it"):
+        assert refuse_missing_model(name) is None
+    with pytest.raises(CheckpointError, match="not/there: no such folder.*missing or private"):
+        refuse_missing_model("not/there")
+    with pytest.raises(CheckpointError, match="it is out of reach: no route to host"):
+        refuse_missing_model("out/of_reach")
