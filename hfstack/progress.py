@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 
 logger = get_logger(__name__)
 
@@ -48,7 +48,7 @@ def follow(items: Iterable[ItemT], what: str, *, total: int | None = None) -> It
         # Only the first process writes lines of this level.
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            logger.info("%s: %s", what, describe_progress(count, total, last - began))
+            logger.log(NOTICE, "%s: %s", what, describe_progress(count, total, last - began))
 
 
 def follow_calls(
@@ -73,7 +73,7 @@ def follow_calls(
         count += 1
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            logger.info("%s: %s", what, describe_progress(count - 1, total, last - began))
+            logger.log(NOTICE, "%s: %s", what, describe_progress(count - 1, total, last - began))
         return function(item)
 
     return counted

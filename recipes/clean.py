@@ -23,7 +23,6 @@ from hfstack.data.cleaning.pipeline import (
     TextArgs,
     clean_documents,
     clean_text,
-    format_table,
 )
 from hfstack.data.cleaning.workers import cpu_seconds
 from hfstack.data.reading.jsonl import write_jsonl
@@ -133,7 +132,6 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
         tables = {"dropped_documents": report.dropped_table(), "changes": report.changed_table()}
         for name, table in tables.items():
             run.add_table(name, *table)
-            print(f"{name}\n{format_table(*table)}\n")
 
         metrics = report.metrics() | counts
         metrics["documents_per_s"] = report.documents_in / seconds

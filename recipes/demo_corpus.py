@@ -120,8 +120,6 @@ def main(args: DemoArgs) -> dict[str, float]:
 
         if planted:
             run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
-        for fault, duty, count in planted:
-            print(f"{fault:<20} {count:>6} rows to {duty}")
 
         # what counting words achieves on held-out stories: a model should do better
         cut = len(sample) * 19 // 20

@@ -19,12 +19,15 @@ from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.evidence.training_text import TrainingTextArgs, check_training_text
+from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.models.probes import require_causal
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.document_scores import bootstrap_interval, score_documents
 from hfstack.tasks.causal_lm.metrics import compute_metrics
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -137,10 +140,7 @@ def main(
             file.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
         run.add_artifact("documents", "documents.jsonl")
 
-        print(
-            f"{metrics['eval_loss']:.4f} nats/token, perplexity {metrics['perplexity']:.2f}, "
-            f"{metrics['bits_per_byte']:.4f} bits per byte over {len(scores)} documents"
-        )
+        logger.info("perplexity %.2f over %d documents", metrics["perplexity"], len(scores))
         return run.finish(metrics)
 
 

@@ -21,6 +21,7 @@ from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
 from hfstack.models.contents import identify_model
 from hfstack.models.loading import require_model_name
 from hfstack.runs.run import Run, RunArgs
@@ -34,6 +35,8 @@ from hfstack.tasks.retrieval.attributions import (
     pairs_to_match,
 )
 from hfstack.tasks.rewards.attributions import load_pair_explainer, prompts_with_answers
+
+logger = get_logger(__name__)
 
 # What rows of prompts with answers may have.
 PAIRS = ("prompt", "completion", "chosen", "rejected")
@@ -78,7 +81,7 @@ class ExplainArgs:
 
 
 def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) -> dict[str, float]:
-    """Explain each text, print the check and write the page."""
+    """Explain each text, check the sums and write the page."""
     with Run.start(__file__, run_args.output_dir, model_args, explain_args, run_args) as run:
         # model
         run.record_inputs(model_args.model_name_or_path)
@@ -125,16 +128,16 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
         run.add_artifact("page", "explanations.html")
 
         # check
-        worst = max(found, key=lambda one: one.relative_delta)
         complete = sum(one.relative_delta <= explain_args.tolerance for one in found)
-        print(f"completeness: {complete} of {len(found)} within {100 * explain_args.tolerance:g} %")
+        if complete < len(found):
+            logger.warning("only %d of %d add up: give more --steps", complete, len(found))
 
         return run.finish(
             {
                 "texts": len(found),
                 "complete_share": complete / len(found),
                 "largest_delta": max(abs(one.delta) for one in found),
-                "largest_relative_delta": worst.relative_delta,
+                "largest_relative_delta": max(one.relative_delta for one in found),
             }
         )
 
@@ -166,13 +169,10 @@ def read_texts_of(rows: Iterable[Any], columns: Sequence[str]) -> Iterator[tuple
 
 
 def show(one: Explanation) -> Explanation:
-    """Print what adds up to what, and return it."""
-    print(
-        f"{one.label}: {one.logit:+.4f} - {one.baseline_logit:+.4f} = "
-        f"{one.logit - one.baseline_logit:+.4f}, "
-        f"attributions {one.attributed:+.4f}, off by {one.delta:+.5f} ({one.steps} steps) "
-        f" {one.texts[0][:50]}"
-    )
+    """Log what adds up to what, and return it."""
+    moved = one.logit - one.baseline_logit
+    logger.info("%s: %+.4f - %+.4f = %+.4f", one.label, one.logit, one.baseline_logit, moved)
+    logger.info("attributions %+.4f, %d steps: %s", one.attributed, one.steps, one.texts[0][:50])
     return one
 
 

@@ -155,11 +155,11 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         scanned, total_bytes = refuse_secrets(items, secrets), sum(one.bytes for one in items)
         metrics: dict[str, float] = {"files": scanned, "bytes": total_bytes}
         metrics |= {} if check is None else {check[0]: check[1]}
-        print(f"{repo}: {kind.name}")
-        print("\n".join(f"  {one.path:<28} {size(one.bytes)}" for one in items))
 
         # push
         if args.dry_run:
+            print(f"{repo}: {kind.name}")
+            print("\n".join(f"  {one.path:<28} {size(one.bytes)}" for one in items))
             print(f"{run.output_dir}/README.md is the card; nothing was sent")
         elif folder.names_folder(repo):
             metrics["verified_files"] = folder.push_to_folder(folder.folder_of(repo), items)

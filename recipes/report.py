@@ -52,7 +52,6 @@ def main(args: ReportArgs) -> dict[str, float]:
         target = run.output_dir / "report.html"
         target.write_text(page, encoding="utf-8")
         run.add_artifact("report", target.name)
-        print(target)
 
         # finish
         return run.finish(

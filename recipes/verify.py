@@ -53,15 +53,16 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
         publication = check_files(folder, args.repo)
         files, digest = publication["files"], publication_digest(publication)
         place = f"{args.repo} {commit}".strip()
-        print(f"{place}: {len(files)} files are as published, sha256 of all {digest}")
+        said = f"{place}: {len(files)} files are as published, sha256 of all {digest}"
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}
 
         # number
         if args.measure and (found := check_number(folder, publication)) is not None:
             name, published, measured = found
             metrics |= {name: measured, f"published_{name}": published}
-            print(f"{name} is {measured:.6g}, published was {published:.6g}")
+            said += f"; {name} is {measured:.6g}, published was {published:.6g}"
 
+        print(said)
         return run.finish(metrics)
 
 

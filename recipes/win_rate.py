@@ -28,12 +28,15 @@ from hfstack.diagnosis.win_rate import (
 )
 from hfstack.errors import ConfigError
 from hfstack.evidence.score_judge import JudgeArgs, compare_with_people, load_endpoint_judge
+from hfstack.logs import get_logger
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.demo_reward import obeys
 from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts, read_chat
 from hfstack.tokens.seams import opening_for
+
+logger = get_logger(__name__)
 
 # Used without --judge_url and --reward_model: any function (prompts, first, second) -> shares in
 # [0, 1] by which first wins.
@@ -146,7 +149,7 @@ def main(
             for row in zip(asked, our_texts, their_texts, judged.shares, strict=True):
                 write_row(dict(zip(columns, row, strict=True)))
         run.add_artifact("answers", "answers.jsonl")
-        print(f"wins {rate} of {len(prompts)} prompts, at equal length {controlled}")
+        logger.info("wins %s of %d prompts, at equal length %s", rate, len(prompts), controlled)
         return run.finish(metrics)
 
 

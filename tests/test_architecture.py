@@ -139,7 +139,8 @@ def test_the_command_line_imports_little(name: str):
     # a developer's tool, which reads every recipe; what talks to a model that is loaded; and what
     # reads YAML, data files' names and runs, for which a test says that nothing heavy is imported
     if name not in ("cli.reference", "cli.chat_session", "cli.precheck", "cli.sweep"):
-        assert used <= COMMAND_LINE
+        # whether a model is on the Hub is asked late, by a package without torch: test_precheck
+        assert used - {"runs.model_names"} <= COMMAND_LINE
 
 
 @pytest.mark.parametrize("name", LIGHT)

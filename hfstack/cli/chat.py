@@ -10,7 +10,7 @@ from typing import Any
 
 from hfstack.cli.start import cheaper_imports
 from hfstack.errors import ConfigError
-from hfstack.runs.model_folder import find_causal_lm, refuse_architecture, refuse_missing_model
+from hfstack.runs.model_folder import find_causal_lm, refuse_architecture
 
 _DESCRIPTION = """\
 Talk to what you trained: the folder of a run, a checkpoint, an adapter, or a model of the Hub.
@@ -70,6 +70,9 @@ def run_chat(args: argparse.Namespace) -> int:
     Raises:
         HfstackError: a model is not there or of another kind, or an option is out of range.
     """
+    # Late, because it is no part of the standard library; it imports no torch.
+    from hfstack.runs.model_names import refuse_missing_model
+
     for name in (args.model, args.compare):
         if name is not None:
             refuse_architecture(name)

@@ -28,7 +28,8 @@ from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
 from hfstack.reporting.runs import find_runs
 from hfstack.runs.inputs import describe_inputs, find_changes
-from hfstack.runs.model_folder import refuse_architecture, refuse_missing_model
+from hfstack.runs.model_folder import refuse_architecture
+from hfstack.runs.model_names import refuse_missing_model
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
 from hfstack.shipped import ARCHITECTURES, find_shipped
 from hfstack.yaml_options import read_options

@@ -16,7 +16,7 @@ from typing import Any
 from hfstack.cli.supervise import say
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.machine import LOOPBACK_NAMES
-from hfstack.runs.model_folder import find_causal_lm, refuse_architecture, refuse_missing_model
+from hfstack.runs.model_folder import find_causal_lm, refuse_architecture
 
 _ABOUT_SERVING = """\
 Serve what you trained to programs that speak to OpenAI's API: /v1/chat/completions with the chat
@@ -60,6 +60,9 @@ def run_serve(args: argparse.Namespace) -> int:
         HfstackError: there is no such model, the address is in use or not confirmed, or a package
             is missing.
     """
+    # Late, because it is no part of the standard library; it imports no torch.
+    from hfstack.runs.model_names import refuse_missing_model
+
     refuse_architecture(args.model)
     folder = find_causal_lm(args.model)
     refuse_missing_model(folder)

@@ -165,7 +165,8 @@ def read_answered(rows: Iterable[Any], args: PreferenceArgs) -> list[Answered]:
             raise DataError(
                 f"row {number} has no prompt with an answer; found the columns {', '.join(given)}: "
                 "map them with --prompt_column and --completion_column, --completions_column, or "
-                "--chosen_column and --rejected_column"
+                "--chosen_column and --rejected_column, or name a model that answers: "
+                "--model_name_or_path"
             )
 
         for answer in answers:

@@ -55,11 +55,12 @@ class LeftOut:
     Args:
         accuracy: on held-out majority pairs, trained without them.
         gain: that less the accuracy with all, with its interval; above 0 their labels hurt.
-        label_agreement: share of their own labels that the model of the others agrees with, on
-            held-out pairs, with its interval; low for who is careless or of another opinion.
+        label_agreement: share of their own labels that a model of all labels of the others agrees
+            with, with its interval; low for who is careless or of another opinion. That model has
+            seen none of their labels, so no pair needs to be held out of it: it knows what the
+            others say of the same pair, where they judged it, and of ones like it, where not.
         label_loss: -log of the probability that the same model gives their labels, in nats, with
-            its interval; high for them. It tells sooner, as a label against the model weighs by how
-            sure the model is.
+            its interval; high for them. A label against the model weighs by how sure the model is.
     """
 
     annotator: str
@@ -141,16 +142,15 @@ def leave_one_out(pairs: Sequence[LabelledPair], *, seed: int) -> list[LeftOut]:
 
     found = []
     for name in names:
-        scores = _held_out_scores(pairs, folds, without=name)
         # towards what they chose themselves
+        theirs = [pair for pair in pairs if name in pair.choices]
         margins = [
             score if pair.choices[name] else -score
-            for pair, score in zip(pairs, scores, strict=True)
-            if name in pair.choices
+            for pair, score in zip(theirs, _scores(pairs, theirs, without=name), strict=True)
         ]
         own = [float(margin > 0) for margin in margins]
         losses = [float(numpy.logaddexp(0, -margin)) for margin in margins]
-        without = _are_right(pairs, scores)
+        without = _are_right(pairs, _held_out_scores(pairs, folds, without=name))
         gain = fmean(without) - fmean(right)
         found.append(
             LeftOut(
@@ -177,23 +177,34 @@ def _held_out_scores(
     scores = [0.0] * len(pairs)
     for fold in range(_FOLDS):
         train = [pair for pair, own in zip(pairs, folds, strict=True) if own != fold]
-        examples = [
-            (pair.features, choice)
-            for pair in train
-            for name, choice in pair.choices.items()
-            if name != without
-        ]
-        if not examples:
-            continue
-
-        features = numpy.stack([values for values, _ in examples])  # (E, D)
-        scale = numpy.sqrt((features**2).mean(0)) + 1e-8
-        signs = numpy.array([2 * choice - 1 for _, choice in examples])
-        weights = fit_bradley_terry(features / scale, signs)
-        for place, (pair, own) in enumerate(zip(pairs, folds, strict=True)):
-            if own == fold:
-                scores[place] = float(pair.features / scale @ weights)
+        places = [place for place, own in enumerate(folds) if own == fold]
+        held_out = [pairs[place] for place in places]
+        for place, score in zip(places, _scores(train, held_out, without=without), strict=True):
+            scores[place] = score
     return scores
+
+
+def _scores(
+    train: Sequence[LabelledPair], scored: Sequence[LabelledPair], *, without: str | None
+) -> list[float]:
+    """Return the score of pairs by a head that learned from the labels of `train`.
+
+    Without one person's labels, and 0 where none are left.
+    """
+    examples = [
+        (pair.features, choice)
+        for pair in train
+        for name, choice in pair.choices.items()
+        if name != without
+    ]
+    if not examples:
+        return [0.0] * len(scored)
+
+    features = numpy.stack([values for values, _ in examples])  # (E, D)
+    scale = numpy.sqrt((features**2).mean(0)) + 1e-8
+    signs = numpy.array([2 * choice - 1 for _, choice in examples])
+    weights = fit_bradley_terry(features / scale, signs)
+    return [float(pair.features / scale @ weights) for pair in scored]
 
 
 def fit_bradley_terry(

@@ -25,7 +25,7 @@ from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.feedback.access import LEAD, Guard, RateLimit, find_name, token_of
 from hfstack.feedback.desk import Desk
 from hfstack.feedback.export import anonymous_rows
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 from hfstack.machine import LOOPBACK_NAMES
 
 logger = get_logger(__name__)
@@ -256,16 +256,17 @@ def serving(desk: Desk, sock: socket.socket) -> Iterator[None]:
 
 def wait_for_people(desk: Desk) -> None:
     """Return when all is judged and nobody has come for a minute, or the lead ends it."""
-    logger.info(
+    logger.log(
+        NOTICE,
         "open a link in a browser; each judgement is kept at once: Ctrl-C stops, and the same "
-        "command goes on"
+        "command goes on",
     )
     is_told = False
     while not desk.stopped:
         time.sleep(0.5)
         if not is_told and desk.is_complete:
             is_told = True
-            logger.info("all is judged; the last can be undone for %.0f s", LINGER_S)
+            logger.log(NOTICE, "all is judged; the last can be undone for %.0f s", LINGER_S)
         if time.time() - desk.last_request > LINGER_S and desk.is_finished:
             return
     time.sleep(2)  # so that open pages see that it has ended

@@ -12,7 +12,7 @@ from typing import Any
 
 from hfstack.disk import retry_reading, size_of_file
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError
-from hfstack.logs import get_logger
+from hfstack.logs import LOG_FILE, get_logger
 from hfstack.runs.inputs import (
     RECIPE,
     describe_inputs,
@@ -87,7 +87,7 @@ def claim_directory(
     left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
     record.models = describe_inputs(record.settings, recipe, before.models)
     _refuse_unknown_names(allowed, record, [*before.models, *record.models])
-    if replace_own or (before.status == "failed" and left == {RUN_FILE}):
+    if replace_own or (before.status == "failed" and left <= {RUN_FILE, LOG_FILE}):
         return None, record.models, {}
 
     changed = refuse_changes(before, record, allowed, place=directory)

@@ -26,25 +26,28 @@ _NEXT = {
 }
 
 # Their output is the page, or says nothing that a page would show.
-_WITHOUT_PAGE = frozenset({"report", "publish", "verify"})
+_WITHOUT_PAGE = frozenset({"report", "publish", "verify", "predict", "search"})
+# They print what they found themselves, or have it on their page.
+_SAYS_RESULTS = frozenset({"predict", "verify", "search", "explain"})
 
 
-def describe_ending(record: RunRecord) -> str:
-    """Return a line each for what is saved, the results, the page, the next command."""
+def describe_ending(record: RunRecord) -> list[str]:
+    """Return a line each for the results, the page, and the next command."""
     run = shlex.quote(record.output_dir)
     names = most_telling(record.metrics, record.recipe)[:_SHOWN_RESULTS]
+    if record.recipe in _SAYS_RESULTS:
+        names = []
     results = [describe_measure(name, record.metrics, record.recipe) for name in names]
 
     # A recipe that makes a page of its own lists it; of others the report is one.
     own = [path for path in record.artifacts.values() if path.endswith(".html")]
     page = f"{record.output_dir}/{own[0]}" if own else f"hfstack run report --runs {run}"
 
-    lines = [f"saved {record.output_dir}"]
-    lines += [f"results: {', '.join(results)}"] if results else []
+    lines = [f"results: {', '.join(results)}"] if results else []
     lines += [f"page: {page}"] if own or record.recipe not in _WITHOUT_PAGE else []
     if follows := _next_command(record):
         lines.append(f"next: {follows}")
-    return "\n".join(lines)
+    return lines
 
 
 def _next_command(record: RunRecord) -> str:

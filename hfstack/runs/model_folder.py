@@ -1,7 +1,7 @@
 """Say what a model folder holds, by its JSON files, before torch is imported.
 
 transformers loads almost any checkpoint as almost any model, with a new head where it has none, and
-warns at most: a classifier that is asked to generate gives noise.
+warns at most: a classifier that is asked to generate gives noise. Standard library only.
 """
 
 import difflib
@@ -63,7 +63,7 @@ def refuse_missing_folder(name: str) -> None:
     """Raise CheckpointError for a name that is no Hub id, and not there."""
     path = Path(name).expanduser()
     if not path.exists() and _looks_local(name, path):
-        raise CheckpointError(f"{name}: no such folder{_suggest_neighbour(path)}")
+        raise CheckpointError(f"{name}: no such folder{suggest_neighbour(path)}")
 
 
 def refuse_architecture(name: str) -> None:
@@ -73,38 +73,6 @@ def refuse_architecture(name: str) -> None:
             f"{name} is an architecture, whose weights are random: name what was trained from it, "
             "such as runs/pretrain_clm"
         )
-
-
-def refuse_missing_model(name: str) -> None:
-    """Raise CheckpointError for a model that is neither here, nor kept of the Hub, nor on it.
-
-    What the Hub answers in another way than that it is not there is for the loading to say.
-    """
-    refuse_missing_folder(name)
-    if Path(name).expanduser().exists():
-        return
-
-    # Late, because it is no part of the standard library; it imports no torch.
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
-        return
-    try:
-        if HfApi().repo_exists(name):
-            return
-        why = "it is missing or private there (HF_TOKEN or `hf auth login` opens private ones)"
-    except HfHubHTTPError:
-        return
-    except HFValidationError:
-        why = "nor could it be: an id there is NAME or OWNER/NAME"
-    except Exception as error:  # of the network, which each of its libraries names in its own way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        offline = constants.HF_HUB_OFFLINE
-        why = "HF_HUB_OFFLINE is set" if offline else f"it is out of reach: {reason[:160]}"
-    raise CheckpointError(
-        f"{name}: no such folder, nor a model of {constants.ENDPOINT}: {why}{_suggest_run(name)}"
-    )
 
 
 def refuse_other_model(name: str, config: Mapping[str, Any]) -> None:
@@ -152,19 +120,13 @@ def _looks_local(name: str, path: Path) -> bool:
     return path.is_absolute() or name.startswith(".") or name.count("/") > 1 or below_a_folder
 
 
-def _suggest_neighbour(path: Path) -> str:
+def suggest_neighbour(path: Path) -> str:
     """Return `; did you mean ...?` for a folder beside it whose name is close, or ""."""
     if not path.parent.is_dir():
         return f" (nor is {path.parent})"
     neighbours = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     close = difflib.get_close_matches(path.name, neighbours, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _suggest_run(name: str) -> str:
-    """Return `; did you mean ...?` for a run or a folder with such a name, or ""."""
-    run = Path("runs") / name
-    return f"; did you mean {run}?" if run.is_dir() else _suggest_neighbour(Path(name))
 
 
 def _describe_contents(path: Path) -> str:

@@ -24,7 +24,7 @@ from hfstack.disk import (
 )
 from hfstack.errors import CheckpointError, ConfigError, HfstackError
 from hfstack.json_forms import read_json
-from hfstack.logs import get_logger, shorten
+from hfstack.logs import LOG_FILE, get_logger, shorten
 from hfstack.redaction import redact, redact_values
 from hfstack.row_counts import RowCounts, read_row_counts
 from hfstack.runs.record_forms import refuse_odd_record
@@ -103,6 +103,7 @@ def put_back(directory: Path, before: RunRecord | None) -> None:
 
     # A file of bad rows is worth keeping.
     path.unlink(missing_ok=True)
+    (directory / LOG_FILE).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()
 
@@ -261,7 +262,7 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
     paths = [
         path
         for path in [*sorted(directory.iterdir()), *sorted(directory.glob(MODULE_FOLDERS))]
-        if path.is_file() and not path.name.startswith((".", RUN_FILE))
+        if path.is_file() and not path.name.startswith((".", RUN_FILE, LOG_FILE))
     ]
 
     return [describe_file(path, path.relative_to(directory).as_posix()) for path in paths]

@@ -37,7 +37,7 @@ from hfstack.errors import (
     Preempted,
     ProcessError,
 )
-from hfstack.logs import get_logger, setup_logging
+from hfstack.logs import NOTICE, get_logger, run_log, setup_logging
 from hfstack.machine import describe_threads
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint
@@ -214,6 +214,7 @@ class Run:
             logger.info("%s", threads)
         warn_outside_their_range()
         self._write()
+        self._trackers.enter_context(run_log(self.output_dir, continues=self._before is not None))
         self._trackers.enter_context(
             tracked(self._training_args, self.output_dir, self.record.run_id)
         )
@@ -482,8 +483,9 @@ class Run:
 
         if self._rank == 0:
             self.record.outputs = describe_outputs(self.output_dir)
-            for line in describe_ending(self.record).splitlines():
-                logger.info("%s", line)
+            logger.info("saved %s", self.output_dir)
+            for line in describe_ending(self.record):
+                logger.log(NOTICE, "%s", line)
         self._write()
         return self.metrics
 

@@ -4,6 +4,7 @@ The Trainer prints each log whole, which is thirty keys for PPO. What a person f
 here; all of it is in trainer_state.json and goes to the trackers.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hfstack.drawing.measures import describe_measure, most_telling
 from hfstack.drawing.numbers import compact
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 from hfstack.progress import LINE_EVERY_S, describe_progress, round_span
 
 logger = get_logger(__name__)
@@ -46,6 +47,7 @@ class ShowProgress(TrainerCallback):
         self._first_step = 0
         self._written_step = -1
         self._facts = ""
+        self._last_evaluation = 0.0
         self._bar: Any = None
         self._evaluation: Any = None
         self._batches = 0
@@ -57,6 +59,7 @@ class ShowProgress(TrainerCallback):
         self._began = time.monotonic()
         # The first line comes with the first log, so that it is seen soon that it learns.
         self._last_line = self._began - LINE_EVERY_S
+        self._last_evaluation = self._began
         self._first_step = state.global_step
         if _draws(args, state):
             self._bar = tqdm(
@@ -106,7 +109,7 @@ class ShowProgress(TrainerCallback):
             self._evaluation.update()
         elif state.is_world_process_zero and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            logger.info("evaluating: batch %s", describe_progress(self._batches, total))
+            logger.log(NOTICE, "evaluating: batch %s", describe_progress(self._batches, total))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -128,7 +131,7 @@ class ShowProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar, or write the last line."""
+        """Close the bar, or write the last line to the run's log: results follow."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -161,19 +164,28 @@ class ShowProgress(TrainerCallback):
         done, left = state.global_step - self._first_step, state.max_steps - state.global_step
         place = describe_progress(state.global_step, state.max_steps)
         span = (now - self._began) / done * left if done else 0
-        logger.info(
-            "step %s, %s%s", place, self._facts, f", about {round_span(span)} left" if left else ""
+        logger.log(
+            logging.INFO if at_once else NOTICE,
+            "step %s, %s%s",
+            place,
+            self._facts,
+            f", about {round_span(span)} left" if left else "",
         )
 
     def _show_evaluation(self, state: TrainerState, logs: dict[str, float]) -> None:
-        """Write the most telling numbers of an evaluation."""
+        """Write the most telling numbers of an evaluation, shown at most once a minute."""
         self._end_evaluation()
         if not state.is_world_process_zero:
             return
         names = most_telling(logs)[:_SHOWN_NUMBERS]
         text = ", ".join(describe_measure(name, logs, recipe="") for name in names)
-        if text:
-            logger.info("evaluated at step %s: %s", f"{state.global_step:,}", text)
+        if not text:
+            return
+        now = time.monotonic()
+        is_due = now - self._last_evaluation >= LINE_EVERY_S
+        self._last_evaluation = now if is_due else self._last_evaluation
+        level = NOTICE if is_due else logging.INFO
+        logger.log(level, "evaluated at step %s: %s", f"{state.global_step:,}", text)
 
     def _end_evaluation(self) -> None:
         self._batches = 0

@@ -1,5 +1,7 @@
 """Leave one annotator out: who labels at random is found."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 
@@ -35,6 +37,32 @@ def test_who_is_careless_is_found_by_what_the_others_labels_say() -> None:
         by_loss += worst.annotator == "dan"
         assert worst.label_loss[1] < worst.label_loss[0] < worst.label_loss[2]
     assert found >= 9 and by_loss >= 9
+
+
+def test_who_is_careless_is_found_where_the_model_cannot_learn_the_truth() -> None:
+    """The others judged the same pairs, and states are of as many numbers as the pairs are."""
+    found = by_loss = 0
+    for seed in range(10):
+        noise = numpy.random.default_rng(100 + seed)
+        pairs = [
+            replace(pair, features=noise.normal(size=128)) for pair in project(seed, careless=0.3)
+        ]
+        rows = leave_one_out(pairs, seed=seed)
+        found += min(rows, key=lambda one: one.label_agreement[0]).annotator == "dan"
+        by_loss += max(rows, key=lambda one: one.label_loss[0]).annotator == "dan"
+    assert found >= 9 and by_loss >= 9
+
+
+def test_the_model_that_judges_a_persons_labels_has_seen_none_of_them() -> None:
+    pairs = project(1, careless=0.3, pairs=60)
+    flipped = [
+        replace(pair, choices=pair.choices | {"dan": 1 - pair.choices["dan"]}) for pair in pairs
+    ]
+    before, after = (
+        next(one for one in leave_one_out(each, seed=0) if one.annotator == "dan")
+        for each in (pairs, flipped)
+    )
+    assert after.label_agreement[0] == pytest.approx(1 - before.label_agreement[0])
 
 
 def test_labels_that_are_all_wrong_hurt_and_good_ones_do_not() -> None:

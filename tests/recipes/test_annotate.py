@@ -29,7 +29,6 @@ def annotate(run_recipe, tmp_path: Path):
     def call(**changes: object) -> dict[str, float]:
         settings = {
             "config": ROOT / "recipes" / "annotate.yaml",
-            "model_name_or_path": "",
             "datasets": data,
             "simulate": "true",
             "port": 0,

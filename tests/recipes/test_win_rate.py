@@ -38,7 +38,7 @@ def compare(run_recipe, tiny_llama: Path, tmp_path: Path):
     return call
 
 
-def test_a_model_ties_with_itself(compare, tmp_path: Path, capsys) -> None:
+def test_a_model_ties_with_itself(compare, tmp_path: Path) -> None:
     metrics = compare()
     assert metrics["win_rate"] == 0.5 and metrics["ties"] == metrics["prompts"] == 12
     assert metrics["win_rate_low"] < 0.5 < metrics["win_rate_high"]
@@ -54,7 +54,7 @@ def test_a_model_ties_with_itself(compare, tmp_path: Path, capsys) -> None:
     assert len(rows) == 12 and rows[0].keys() == {"prompt", "answer", "reference_answer", "share"}
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.data[0]["role"] == "prompts"
-    assert "wins 50.0 % [25.4, 74.6] of 12 prompts" in capsys.readouterr().out
+    assert "wins 50.0 % [25.4, 74.6] of 12 prompts" in (tmp_path / "out" / "run.log").read_text()
 
 
 def test_held_out_prompts_are_those_of_training(compare, caplog) -> None:

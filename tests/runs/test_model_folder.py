@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hfstack.errors import CheckpointError
-from hfstack.runs.model_folder import find_causal_lm, refuse_missing_model, refuse_other_model
+from hfstack.runs.model_folder import find_causal_lm, refuse_other_model
+from hfstack.runs.model_names import refuse_missing_model
 
 
 def write(path: Path, **content: Any) -> Path:

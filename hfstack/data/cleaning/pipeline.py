@@ -369,25 +369,3 @@ def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> 
         )
 
     return f"no_text: {found}"
-
-
-def format_table(columns: list[str], rows: list[list[Any]]) -> str:
-    """Return a table as text, numbers to the right.
-
-    The last column may be of any width.
-    """
-    cells = [columns]
-    for row in rows:
-        cells.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
-
-    last = len(columns) - 1
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    lines = []
-    for row in cells:
-        parts = [
-            cell.ljust(widths[index]) if index in (0, last) else cell.rjust(widths[index])
-            for index, cell in enumerate(row)
-        ]
-        lines.append("  ".join(parts).rstrip())
-
-    return "\n".join(lines)

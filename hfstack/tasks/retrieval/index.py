@@ -24,7 +24,7 @@ import numpy
 
 from hfstack.disk import atomic_write
 from hfstack.errors import CheckpointError, DataError
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 from hfstack.progress import follow
 from hfstack.tasks.retrieval.libraries import import_library
 
@@ -116,7 +116,7 @@ def build_index(
     """
     done = _begin(folder, identity)
     if done:
-        logger.info("%s: continuing after %d passages", folder, done)
+        logger.log(NOTICE, "%s: continuing after %d passages", folder, done)
     stream = _each_once((_kept(row, text_column, keep, n) for n, row in enumerate(rows, 1)))
     if sum(1 for _ in islice(stream, done)) < done:
         raise DataError(f"{folder} has more passages than there are rows: remove it")

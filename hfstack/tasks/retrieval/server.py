@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfstack.errors import ConfigError
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 from hfstack.machine import LOOPBACK_NAMES
 from hfstack.tasks.retrieval.libraries import import_library
 from hfstack.tasks.retrieval.search import Searcher
@@ -85,7 +85,7 @@ def serve_searches(searcher: Searcher, *, port: int, top: int) -> None:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"--port {port} cannot be used: {reason}; give another") from None
 
-        logger.info("http://%s:%d/search?query=...", HOST, sock.getsockname()[1])
+        logger.log(NOTICE, "http://%s:%d/search?query=...", HOST, sock.getsockname()[1])
         config = uvicorn.Config(
             make_search_app(searcher, top),
             log_config=None,

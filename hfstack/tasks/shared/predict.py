@@ -18,7 +18,7 @@ from trl import ModelConfig
 from hfstack.data.reading.bad_rows import UnreadRow
 from hfstack.disk import atomic_write, hash_text, put_in_place
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.logs import get_logger
+from hfstack.logs import NOTICE, get_logger
 from hfstack.models.contents import USES, ModelKind, identify_model
 from hfstack.runs.rendering import read_rendering
 
@@ -147,7 +147,7 @@ def write_predictions(
 
     done = _whole_lines(begun)
     if done:
-        logger.info("%s: continuing after %d rows", path, done)
+        logger.log(NOTICE, "%s: continuing after %d rows", path, done)
 
     stream = iter(rows)
     if sum(1 for _ in islice(stream, done)) < done:

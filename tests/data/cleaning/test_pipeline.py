@@ -13,7 +13,6 @@ from hfstack.data.cleaning.pipeline import (
     TextArgs,
     clean_documents,
     clean_text,
-    format_table,
 )
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import ConfigError, DataError
@@ -80,9 +79,6 @@ def test_tables_show_masked_examples() -> None:
     assert report.changed_table() == (
         ["change", "documents", "places"],
         [["markup", 1, ""], ["mojibake", 1, ""]],
-    )
-    assert format_table(["reason", "documents"], [["too_short", 12345], ["x", 1]]) == (
-        "reason     documents\ntoo_short  12,345\nx          1"
     )
 
 
