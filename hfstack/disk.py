@@ -25,6 +25,8 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 HASHING_THREADS = 4
+MOST_RECORD_BYTES = 256 << 20
+"""The largest file that is read in one piece: records, configurations, samples."""
 
 # Pauses before a file that cannot be read is tried again. A network file system answers ESTALE
 # until the file is opened again, and a table of open files empties by itself.
@@ -152,6 +154,27 @@ def file_names(folder: Path) -> list[str]:
         paths = (Path(place) / name for name in names)
         found += [str(path.relative_to(folder)) for path in paths if size_of_file(path) is not None]
     return sorted(found)
+
+
+def read_regular_file(path: Path, most_bytes: int = MOST_RECORD_BYTES) -> bytes:
+    """Return the bytes of a file that somebody else may have made.
+
+    In its place may be a pipe, which would be waited for, or a link to a device such as /dev/zero,
+    which never ends.
+
+    Raises:
+        ValueError: it is no regular file, or larger than `most_bytes`.
+        OSError: it cannot be read.
+    """
+    # Without waiting for whoever would write into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is a pipe or a device, and no file")
+        if status.st_size > most_bytes:
+            raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
+        return file.read()
 
 
 def hash_file(path: Path) -> str:

@@ -31,9 +31,8 @@ def read_options(path: Path, known: Collection[str] | None) -> yaml.MappingNode 
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{place}: not YAML of settings: {getattr(error, 'problem', None) or error}"
-        ) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{place}: not YAML of settings: {problem}") from None
 
     if root is None:
         return None

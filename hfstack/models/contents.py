@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from huggingface_hub import constants
 
-from hfstack.disk import hash_file
+from hfstack.disk import hash_file, read_regular_file
 from hfstack.errors import CheckpointError
 from hfstack.models.size_limits import refuse_too_many_modules
 
@@ -37,6 +37,7 @@ ModelKind = Literal[
 ADAPTER_FILE = "adapter_config.json"
 CLASSIFIER_FILE = "classifier.json"
 """What the recipe classify writes beside a classifier, whose outputs are then no rewards."""
+_READ_BY_UPSTREAM = frozenset((".json", ".jinja", ".model", ".safetensors", ".txt"))
 MODULES_FILE = "modules.json"
 """What sentence-transformers writes beside a model that embeds texts, or scores pairs of them."""
 
@@ -192,11 +193,43 @@ def check_kind(name: str, wanted: Collection[ModelKind], revision: str | None = 
 
 
 def refuse_file(name: str) -> None:
-    """Refuse the path of a file, such as model.safetensors, where a folder is meant."""
-    if Path(name).is_file():
+    """Refuse a path that is no folder of files, such as model.safetensors.
+
+    Upstream would wait for a pipe in it, and read weights elsewhere on the disk where an index says
+    so.
+    """
+    folder = Path(name)
+    if folder.is_file():
         raise CheckpointError(
             f"{name} is a file: name the folder that it is in, with its config.json and tokenizer"
         )
+    if not folder.is_dir():
+        return
+
+    for path in folder.iterdir():
+        if path.suffix in _READ_BY_UPSTREAM and path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise CheckpointError(f"{path} is {kind} where a file is meant: remove it")
+    for index in folder.glob("*.index.json"):
+        outside = next((shard for shard in _shards(index) if not _is_below(shard)), None)
+        if outside is not None:
+            raise CheckpointError(
+                f"{index} names the weights {outside[:80]!r}, outside of the folder: copy them "
+                "into it"
+            )
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index of weights names; none where upstream will refuse it."""
+    try:
+        shards = json.loads(read_regular_file(index))["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return sorted({shard for shard in shards if isinstance(shard, str)})
+
+
+def _is_below(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def kind_of_architecture(architecture: str) -> ModelKind:
@@ -314,7 +347,7 @@ def _read_config_json(name: str, revision: str | None) -> dict[str, Any]:
     """Return the config.json of a folder or Hub id."""
     try:
         if Path(name).is_dir():
-            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_regular_file(Path(name) / "config.json"))
             if not isinstance(config, dict):
                 raise ValueError("config.json holds no object")
             return config
@@ -346,7 +379,7 @@ def _find_adapter(name: str, revision: str | None) -> Path | None:
 def _adapter_contents(name: str, file: Path) -> Contents:
     """Return what an adapter is, by the task that peft recorded."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_regular_file(file))
         task, base = config.get("task_type"), config.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{name}/{ADAPTER_FILE} cannot be read: {error}") from None
@@ -385,7 +418,7 @@ def _kind_of_sentence_transformers(
 def _run_of(folder: Path) -> dict[str, Any]:
     """Return the run.json of a folder, {} without one that can be read."""
     try:
-        values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        values = json.loads(read_regular_file(folder / "run.json"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

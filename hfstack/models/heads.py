@@ -34,7 +34,6 @@ from hfstack.models.adapter_names import adapter_for
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.contents import Contents, identify_model, not_found, refuse_lost_layers
 from hfstack.models.loading import (
-    UNREADABLE,
     architecture_config,
     find_architecture,
     load_checkpoint,
@@ -145,8 +144,8 @@ def load_with_config(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except UNREADABLE as error:
-        cause = why_unreadable(error)
+    except Exception as error:
+        cause = why_unreadable(error, auto_class, found.base or name, args.model_revision)
         raise CheckpointError(
             f"{name} holds no model that can {purpose}: it is {found}: {cause}"
         ) from error

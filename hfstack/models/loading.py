@@ -55,7 +55,7 @@ _REFUSALS = (
 )
 
 # What upstream raises on files of weights that it cannot read, or that fit no such model.
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
+_UNREADABLE = (OSError, ValueError, SafetensorError)
 
 
 def load_tokenizer(
@@ -81,7 +81,8 @@ def load_tokenizer(
         if tokenizer_name_or_path is not None:
             _warn_of_other_ids(args, tokenizer, name)
         return tokenizer
-    except (OSError, ValueError) as error:
+    # It reads the config.json of the model as well.
+    except (*_REFUSALS, RecursionError) as error:
         if tokenizer_name_or_path is None and (Path(name) / ADAPTER_FILE).is_file():
             logger.info("%s is an adapter without a tokenizer: its base's is used", name)
             return load_tokenizer(replace(args, model_name_or_path=identify_model(name).base))
@@ -245,8 +246,8 @@ def load_checkpoint(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except UNREADABLE as error:
-        cause = why_unreadable(error)
+    except Exception as error:
+        cause = why_unreadable(error, auto_class, name, args.model_revision)
         raise CheckpointError(not_found(kind, name, cause)) from error
 
     refuse_lost_layers(model, report["missing_keys"], name)
@@ -255,16 +256,32 @@ def load_checkpoint(
     return model
 
 
-def why_unreadable(error: Exception) -> str:
+def why_unreadable(
+    error: Exception, auto_class: Any, name: str, revision: str | None = None
+) -> str:
     """Return in one line why weights were not loaded.
 
-    Raises again what is no fault of the files: a lack of memory, or a failing device.
+    Raises again what is no fault of the files: a lack of memory, a failing device, or a bug.
+
+    Args:
+        error: what loading raised.
+        auto_class: the class that loaded.
+        name: of the model, whose config.json is tried without its weights.
+        revision: on the Hub.
     """
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than such a model: they are of another task or size"
-    if isinstance(error, RuntimeError):
-        raise error
-    return " ".join(str(error).split())[:200]
+    if isinstance(error, _UNREADABLE) and not isinstance(error, RuntimeError):
+        return " ".join(str(error).split())[:200]
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            auto_class.from_config(config, trust_remote_code=False)
+    except Exception as refusal:
+        said = " ".join(str(refusal).split())[:200]
+        return f"its config.json describes no model ({type(refusal).__name__}: {said})"
+    raise error
 
 
 def _load_adapter(

@@ -44,6 +44,8 @@ def refuse_too_many_modules(
     for name, value in _numbers(config):
         if name not in _LAYERS | _EXPERT_COUNTS:
             continue
+        if value < 0:
+            raise raises(f"{place}: {name} is {value:,}, and no number of them")
         if value > most:
             found = f"its weights have {tensors:,} tensors" if tensors else f"{most:,} are read"
             raise raises(f"{place}: {name} is {value:,} where at most {found}")

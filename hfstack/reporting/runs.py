@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import is_inside, target_of
+from hfstack.disk import is_inside, read_regular_file, target_of
 from hfstack.drawing.smoothing import Points
 from hfstack.errors import CheckpointError, DataError
 from hfstack.logs import get_logger
@@ -224,9 +224,11 @@ def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
 def _text_of_artifact(path: Path) -> str:
     """Return the text of an artifact, or raise DataError where it is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: invalid UTF-8 at byte {error.start}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _parse_sample(row: dict[str, Any]) -> Sample:

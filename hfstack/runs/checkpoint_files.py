@@ -20,7 +20,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import describe_os_error, is_folder, is_missing
+from hfstack.disk import (
+    describe_os_error,
+    is_folder,
+    is_missing,
+    read_regular_file,
+    size_of_file,
+)
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 from hfstack.runs.manifest import (
@@ -353,7 +359,7 @@ def _find_damage_of_file(path: Path, name: str, deep: bool) -> str | None:
     """Return the damage of one file, or raise what parsing it raises."""
     file = path / name
     if file.suffix == ".json":
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_regular_file(file))
         if name.endswith(".index.json"):
             shards = set(values["weight_map"].values())
             missing = sorted(shard for shard in shards if find_size(path / shard) is None)
@@ -378,15 +384,21 @@ def _find_damage_of_file(path: Path, name: str, deep: bool) -> str | None:
 def _safetensors_is_whole(path: Path) -> bool:
     """Return whether a file of weights is as long as its own header says."""
     # Eight bytes with the header's length, the header in JSON, then the tensors.
+    size = size_of_file(path)
+    if size is None:
+        return False
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
+        # A header longer than the file would be made room for before anything is read.
+        if length > size:
+            return False
         header = json.loads(file.read(length))
 
     end = max(
         (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
         default=0,
     )
-    return path.stat().st_size == 8 + length + end
+    return size == 8 + length + end
 
 
 def _find_training_state(path: Path) -> dict[str, bool]:
@@ -412,6 +424,6 @@ def read_step(path: Path) -> int | None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     """Return the Trainer's state of a checkpoint, its step as an int."""
-    values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    values = json.loads(read_regular_file(path / STATE))
     values["global_step"] = int(values["global_step"])
     return values

@@ -21,6 +21,7 @@ from hfstack.disk import (
     flush_to_disk,
     hash_file,
     is_missing,
+    read_regular_file,
     retry_reading,
     size_of_file,
 )
@@ -91,9 +92,8 @@ def read_manifest(path: Path) -> Manifest | None:
             judge it.
     """
     file = path / MANIFEST
-    content = look(file.read_bytes, file)
     try:
-        values = json.loads(content)
+        values = json.loads(look(lambda: read_regular_file(file), file))
     except (ValueError, RecursionError):
         return None
 

@@ -18,6 +18,7 @@ from hfstack.disk import (
     is_as_described,
     is_inside,
     is_missing,
+    read_regular_file,
     retry_reading,
     size_of_file,
     target_of,
@@ -122,7 +123,7 @@ def read_run(directory: str | Path) -> RunRecord:
             "belongs there"
         )
     try:
-        content = retry_reading(path.read_bytes, path, raises=CheckpointError)
+        content = retry_reading(lambda: read_regular_file(path), path, raises=CheckpointError)
         values = read_json(content)
     except OSError as error:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Required, TypedDict
 
+from hfstack.disk import read_regular_file
 from hfstack.errors import CheckpointError, HfstackError
 from hfstack.json_forms import read_json, refuse_misfit
 
@@ -203,7 +204,7 @@ def read_published_runs(path: Path) -> list[PublishedRun]:
 
 def _read_form(path: Path, form: Any, *, raises: type[HfstackError]) -> Any:
     try:
-        values = read_json(path.read_bytes())
+        values = read_json(read_regular_file(path))
     except ValueError as error:
         raise raises(f"{path} is not JSON: {' '.join(str(error).split())[:200]}") from None
     refuse_misfit(values, form, path, raises)

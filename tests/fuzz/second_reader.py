@@ -38,7 +38,13 @@ def find_foreign_rows(path: Path, rows: list[dict[str, Any]], columns: list[str]
         held = _json_or_none(text)
         return [] if not isinstance(held, list) else _not_in_order(rows, iter(held))
     if form in ("csv", "tsv"):
-        cells = csv.reader(io.StringIO(text, newline=""), delimiter="," if form == "csv" else "\t")
+        # quotes are characters of a tsv file
+        dialect: Any = (
+            {}
+            if form == "csv"
+            else {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+        )
+        cells = csv.reader(io.StringIO(text, newline=""), **dialect)
         return _not_in_order(rows, (dict(zip(columns, line, strict=False)) for line in cells))
 
     # of texts and of tagged words: nothing that does not stand there
@@ -91,10 +97,17 @@ def _is_same_cell(value: Any, held: Any) -> bool:
     if isinstance(value, bool) or isinstance(held, bool):
         return value is held
     if isinstance(held, str) and isinstance(value, int | float):
-        return float(held) == value
+        return _number(held) == value
     if value is None:
         return held in (None, "")
     return value == held
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 def _words(value: Any) -> Iterator[str]:

@@ -107,7 +107,7 @@ def check_damaged_file(
     for row in rows:
         for value in row.values():
             assert not isinstance(value, float) or math.isfinite(value)
-            assert not isinstance(value, str) or value.encode()
+            assert not isinstance(value, str) or value.encode() is not None
     assert find_foreign_rows(path, rows, list(ROWS[0])) == []
     if on_bad_row == "fail":
         assert not report.bad_rows

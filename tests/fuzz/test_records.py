@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,3 +172,32 @@ def test_records(folder: Path, tally: Tally, name: str, number: int) -> None:
 @given(name=NAMES, number=SEEDS)
 def test_many_records(folder: Path, tally: Tally, name: str, number: int) -> None:
     check_record(folder, name, number, tally)
+
+
+def _replace_by(path: Path, kind: str) -> None:
+    """Put something in the place of a record that can be opened, and is no record."""
+    path.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case _:
+            with path.open("wb") as file:
+                file.truncate(300 << 20)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_what_is_no_file_is_neither_waited_for_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally, name: str, kind: str
+) -> None:
+    monkeypatch.setattr("hfstack.disk._PAUSES_S", ())
+    path = write_all(tmp_path)[name]
+    _replace_by(path, kind)
+    for read in READERS[name]:
+        outcome(lambda read=read: read(path), tally)
+    # Nothing of 300 MiB was made room for.
+    assert tally.seconds < 5 and tally.kib < 64 << 10

@@ -1,6 +1,8 @@
 """A model is what its place says it is, or one line says why not."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -63,6 +65,86 @@ def test_layers_are_bounded_by_the_weights_before_anything_is_built(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="num_hidden_layers is 10,000,000 where at most"):
         load_causal_lm(ModelConfig(str(folder)), tiny_tokenizer)
+
+
+def _changed(model: Path, folder: Path, name: str, **changes: object) -> ModelConfig:
+    """Return a copy of a model with other values in one of its files."""
+    shutil.copytree(model, folder)
+    path = folder / name
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(values | changes))
+    return ModelConfig(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"num_attention_heads": 7}, "not a multiple"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"head_dim": -1}, "negative dimension"),
+        ({"vocab_size": -5}, "config.json"),
+        ({"pad_token_id": 10**9}, "Padding_idx"),
+        ({"hidden_act": "os.system"}, "os.system"),
+        ({"tie_word_embeddings": "maybe"}, "tie_word_embeddings"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, and no number of them"),
+    ],
+)
+def test_a_model_whose_config_describes_none_is_one_line(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, changes: dict[str, object], message: str
+) -> None:
+    """Reading the tokenizer, which comes first, and reading the model."""
+    args = _changed(tiny_llama, tmp_path / "model", "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_causal_lm(args, tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+    with contextlib.suppress(CheckpointError):
+        load_tokenizer(args)
+
+
+def test_a_config_that_the_tokenizer_cannot_be_read_with_is_one_line(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    args = _changed(tiny_llama, tmp_path / "model", "config.json", dtype="float1024")
+    with pytest.raises(CheckpointError, match="float1024"):
+        load_tokenizer(args)
+
+
+def test_a_bug_in_loading_stays_a_traceback(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the config alone cannot be built is the model at fault."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise IndexError("a bug")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(IndexError, match="a bug"):
+        load_causal_lm(ModelConfig(str(tiny_llama)), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd"])
+def test_weights_outside_of_the_folder_are_not_read(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, shard: str
+) -> None:
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": shard}}
+    args = _changed(tiny_llama, tmp_path / "model", "model.safetensors.index.json", **index)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="outside of the folder"):
+        load_causal_lm(args, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_a_pipe_in_a_model_is_not_waited_for(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, name: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    for load in (load_tokenizer, lambda args: load_causal_lm(args, tiny_tokenizer)):
+        with pytest.raises(CheckpointError, match=f"{name} is a pipe or a device"):
+            load(ModelConfig(str(folder)))
 
 
 def test_an_architecture_takes_the_tokenizers_vocabulary(tmp_path: Path, tiny_tokenizer) -> None:

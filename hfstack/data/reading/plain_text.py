@@ -30,7 +30,8 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     ends = "\r\n" if unit == _FILE else None
 
     with open_bytes(file) as lines:
-        number, document, size_bytes, too_long = 1, [], 0, False
+        number, document, size_bytes = 1, [], 0
+        too_long = damaged = False
         for current, line in enumerate(read_lines(file, lines), 1):
             size_bytes += len(line)
             if size_bytes > file.max_row_bytes:
@@ -39,7 +40,7 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                     yield number if document else current, too_large(file.max_row_bytes), None
                 document, too_long = [], True
                 if unit == _LINE or ends_document(line.decode(errors="replace").rstrip(ends)):
-                    size_bytes, too_long = 0, False
+                    size_bytes, too_long, damaged = 0, False, False
                 continue
 
             try:
@@ -48,6 +49,14 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 yield current, bad_line(error, lines, line), line.decode(errors="backslashreplace")
                 if unit == _FILE:
                     return
+                # What is left of its document would be another text than anybody wrote.
+                damaged = unit != _LINE
+                continue
+
+            if damaged:
+                document = []
+                if ends_document(text):
+                    damaged, size_bytes = False, 0
                 continue
 
             if not ends_document(text) or unit == _LINE:
@@ -59,7 +68,7 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                     yield number, {"text": "\n".join(document).rstrip()} | label, None
                 document, size_bytes = [], 0
 
-        if document:
+        if document and not damaged:
             yield number, {"text": "\n".join(document).rstrip()} | label, None
 
 

@@ -11,9 +11,7 @@ from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.opening import open_bytes, read_lines
 from hfstack.errors import DataError
 
-_NUMERIC_CELL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-# a cell as a csv writer quotes it: no one writes doubled quotes by hand
-_QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?=\t|$)')
+_NUMERIC_CELL = re.compile(r"[-+]?(\d++\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def read_csv(file: DataFile) -> Iterator[NumberedRow]:
@@ -86,7 +84,7 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 yield number, bad_line(error, lines, line), line.decode(errors="backslashreplace")
                 continue
 
-            if '""' in text and not quoted and _QUOTED_CELL.search(text):
+            if '""' in text and not quoted and any(map(_is_quoted, text.split("\t"))):
                 quoted = True
                 note(
                     f"line {number} has a cell quoted as in csv files; in a tsv file a quote is a "
@@ -122,6 +120,14 @@ def _decoded(file: DataFile, lines: io.BufferedReader, damaged: list[BadRow]) ->
         except UnicodeDecodeError as error:
             damaged.append(bad_line(error, lines, line))
             yield line.decode(errors="backslashreplace")
+
+
+def _is_quoted(cell: str) -> bool:
+    """Return whether a cell is quoted as a csv writer does it.
+
+    No one writes doubled quotes by hand.
+    """
+    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
 
 
 def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:

@@ -33,7 +33,6 @@ from hfstack.models.heads import (
     set_attention_dropout,
 )
 from hfstack.models.loading import (
-    UNREADABLE,
     check_vocabulary,
     require_model_name,
     why_unreadable,
@@ -144,8 +143,8 @@ def load_finished(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except UNREADABLE as error:
-        cause = why_unreadable(error)
+    except Exception as error:
+        cause = why_unreadable(error, _AUTO[task], name, args.model_revision)
         raise CheckpointError(
             f"{name} holds no model that was trained for {task}: {cause}"
         ) from error

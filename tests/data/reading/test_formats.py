@@ -1,5 +1,6 @@
 """Reading one file of each format as numbered rows, and naming what is wrong with it."""
 
+import contextlib
 import gzip
 import json
 import time
@@ -205,6 +206,31 @@ def test_txt_documents(tmp_path: Path) -> None:
     assert rows_of(marked) == [(1, {"text": "One.\n\nTwo."}), (5, {"text": "Three."})]
     broken = write(tmp_path, "broken.txt", b"fine\nb\xffd\nfine\n")
     assert rows_of(broken)[1] == (2, "invalid UTF-8 at byte 6 of the file (0xff)")
+
+
+def test_of_a_document_with_a_broken_line_nothing_is_left(tmp_path: Path) -> None:
+    """Its other lines would be a text that nobody wrote."""
+    bad = "invalid UTF-8 at byte 10 of the file (0xff)"
+    path = write(tmp_path, "a.txt", b"one\n\ntwo\nx\xff\nthree\n\nfour\nfive\n")
+    assert rows_of(path) == [(1, {"text": "one"}), (4, bad), (7, {"text": "four\nfive"})]
+    last = write(tmp_path, "b.txt", b"one\n\ntwo\nx\xff\nthree\n")
+    assert rows_of(last) == [(1, {"text": "one"}), (4, bad)]
+    marked = write(tmp_path, "c.txt", b"a\n<|endoftext|>\nb\n\xff\nc\n<|endoftext|>\nd\n")
+    assert [row["text"] for _, row in rows_of(marked) if isinstance(row, dict)] == ["a", "d"]
+
+
+@pytest.mark.parametrize("cell", ["1" * 200_000 + "x", '"' * 200_000 + "x"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_one_long_cell_is_judged_in_linear_time(tmp_path: Path, suffix: str, cell: str) -> None:
+    """A number of 200,000 digits that is none took 20 seconds, and so did as many quotes."""
+    separator = "," if suffix == "csv" else "\t"
+    header = write(tmp_path, f"a.{suffix}", f"{cell}{separator}b\n1{separator}2\n")
+    row = write(tmp_path, f"b.{suffix}", f"a{separator}b\n{cell}{separator}2\n")
+    began = time.process_time()
+    for path in (header, row):
+        with contextlib.suppress(DataError):
+            rows_of(path)
+    assert time.process_time() - began < 3
 
 
 def test_a_header_of_a_hundred_thousand_columns_takes_no_minutes(tmp_path: Path) -> None:
