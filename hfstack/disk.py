@@ -167,14 +167,17 @@ def read_regular_file(path: Path, most_bytes: int = MOST_RECORD_BYTES) -> bytes:
         OSError: it cannot be read.
     """
     # Without waiting for whoever would write into a pipe.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is a pipe or a device, and no file")
         if status.st_size > most_bytes:
             raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
         return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def hash_file(path: Path) -> str:
