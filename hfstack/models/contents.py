@@ -220,7 +220,7 @@ def refuse_file(name: str) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    """Return the files that an index of weights names; none where upstream will refuse it."""
+    """Return the files that an index of weights names, none of a broken one."""
     try:
         shards = json.loads(read_regular_file(index))["weight_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
