@@ -1,12 +1,15 @@
 """Compare rollouts with those of generate and TRL: CPU seconds of each.
 
     python benchmarks/rollouts.py [--model recipes/architectures/llama-1m.json] [--repeats 5]
+    python benchmarks/rollouts.py --sides "generate, 16 at once" "recipes, 16 at once"
 
 The model has random weights, in fp32. Its answers end by themselves: a share of the vocabulary ends
 an answer, so that lengths are spread as a policy's are; in the last load none ends. `generate` and
 ours read token ids and return them; TRL's is GRPOTrainer's own generation without vLLM, which pads,
-generates and masks. Ours returns the log-probabilities of the sampled tokens as well. One thread,
-the sides in turn in this process, medians of CPU seconds.
+generates and masks. Ours returns the log-probabilities of the sampled tokens as well. "16 at once"
+is how recipes that generate from files of prompts (generate, preferences, win_rate) went, batch by
+batch, and how they go, with the probe of the model that comes before it. One thread, the sides in
+turn in this process, medians of CPU seconds.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +45,14 @@ LOADS = {
     "groups of 8, prompts of 120 to 160 tokens": Load(16, GROUP, (120, 160), 32, 16),
     "32 answers of 60 tokens, none ends": Load(32, 1, (12, 12), 60, None),
 }
+AT_ONCE = 16
+SIDES: tuple[str, ...] = (
+    "generate",
+    "TRL's",
+    "ours",
+    "generate, 16 at once",
+    "recipes, 16 at once",
+)
 Prompts = list[list[int]]
 Side = Callable[[Prompts], int]  # returns the tokens of the answers
 
@@ -52,24 +63,28 @@ def main() -> None:
     default = ROOT / "recipes" / "architectures" / "llama-1m.json"
     parser.add_argument("--model", type=Path, default=default, help="a configuration")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     figures = {}
-    print("| load | side | CPU s | of generate | answer tokens |\n|---|---|---|---|---|")
+    first = arguments.sides[0]
+    print(f"| load | side | CPU s | of {first} | answer tokens |\n|---|---|---|---|---|")
 
     for name, load in LOADS.items():
-        found = compare(arguments.model, load, repeats=arguments.repeats)
+        found = compare(arguments.model, load, arguments.sides, repeats=arguments.repeats)
         figures[name] = found
         for side, row in found.items():
-            quicker = found["generate"]["cpu_s"] / row["cpu_s"]
+            quicker = found[first]["cpu_s"] / row["cpu_s"]
             line = [name, side, f"{row['cpu_s']:.3f}", f"{quicker:.2f}x", f"{row['tokens']:.0f}"]
             print(f"| {' | '.join(line)} |", flush=True)
 
     save("rollouts", {"model": str(arguments.model), "repeats": arguments.repeats}, figures)
 
 
-def compare(architecture: Path, load: Load, *, repeats: int) -> dict[str, dict[str, Any]]:
+def compare(
+    architecture: Path, load: Load, names: Sequence[str], *, repeats: int
+) -> dict[str, dict[str, Any]]:
     """Return the medians of CPU seconds and answer tokens of each side."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -80,11 +95,9 @@ def compare(architecture: Path, load: Load, *, repeats: int) -> dict[str, dict[s
     stops = list(range(1, 1 + ends)) or [config.vocab_size]  # a token that there is not
 
     first = 1 + len(stops)  # prompts hold neither the padding nor an end
-    sides = {
-        "generate": by_generate(model, load, stops),
-        "TRL's": by_trl(model, load, stops),
-        "ours": by_ours(model, load, stops),
-    }
+    makers = (by_generate, by_trl, by_ours, by_batches, by_recipes)
+    makers_of: dict[str, Any] = dict(zip(SIDES, makers, strict=True))
+    sides = {name: makers_of[name](model, load, stops) for name in names}
 
     measured: dict[str, dict[str, list[float]]] = {
         side: {"cpu_s": [], "tokens": []} for side in sides
@@ -187,6 +200,37 @@ def by_ours(model: Any, load: Load, stops: list[int]) -> Side:
 
     def run(prompts: Prompts) -> int:
         return sum(map(len, engine.generate(policy, prompts).completion_ids))
+
+    return run
+
+
+def by_batches(model: Any, load: Load, stops: list[int]) -> Side:
+    """Return what generates by transformers, AT_ONCE prompts after the other."""
+    run = by_generate(model, load, stops)
+
+    def run_batches(prompts: Prompts) -> int:
+        firsts = range(0, len(prompts), AT_ONCE)
+        return sum(run(prompts[first : first + AT_ONCE]) for first in firsts)
+
+    return run_batches
+
+
+def by_recipes(model: Any, load: Load, stops: list[int]) -> Side:
+    """Return what generates as recipes do, after they have looked at the model."""
+    from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
+    from hfstack.tasks.causal_lm.decoding.in_slots import decode_in_slots, find_step
+
+    settings = SamplingSettings(
+        max_new_tokens=load.longest,
+        stop_token_ids=tuple(stops),
+        pad_token_id=0,
+        batch_size=AT_ONCE,
+    )
+
+    def run(prompts: Prompts) -> int:
+        step = find_step(model)
+        assert step is not None, "it decodes in slots"
+        return sum(map(len, decode_in_slots(step, prompts, settings)))
 
     return run
 

@@ -87,7 +87,6 @@ def _call(module: nn.Module, getter: str) -> Any:
 def _turn_to_fp32(name: str, module: nn.Module, *, is_embedding: bool) -> None:
     """Give a module fp32 weights, and the inputs and outputs of its base's type.
 
-
     Raises:
         ConfigError: it is an embedding or the language-model head, whose weights losses read
             directly.
