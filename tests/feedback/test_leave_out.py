@@ -66,7 +66,7 @@ def test_the_model_that_judges_a_persons_labels_has_seen_none_of_them() -> None:
 
 
 def test_labels_that_are_all_wrong_hurt_and_good_ones_do_not() -> None:
-    gains = dict.fromkeys(("ann", "ben", "cid", "dan"), 0.0)
+    gains: dict[str, float] = dict.fromkeys(("ann", "ben", "cid", "dan"), 0.0)
     for seed in range(6):
         for one in leave_one_out(project(seed, careless=2.0, pairs=40), seed=seed):
             gains[one.annotator] += one.gain[0] / 6
