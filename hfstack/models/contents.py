@@ -7,7 +7,6 @@ of the head that is missing.
 
 import functools
 import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -300,7 +299,7 @@ def refuse_changed_base(adapter: str, base: str) -> None:
 
 
 def refuse_lost_layers(model: Any, missing: Collection[str], name: str) -> None:
-    """Refuse a model of which layers below its head were not in the files.
+    """Refuse a model of which weights below its head were not in the files.
 
     They would be newly initialised like a head, and trained from noise. Poolers are left out: heads
     of other tasks do without.
@@ -313,12 +312,14 @@ def refuse_lost_layers(model: Any, missing: Collection[str], name: str) -> None:
     Raises:
         CheckpointError: naming the first, and how many.
     """
-    body = f"{model.base_model_prefix}."
-    layers = [key for key in missing if key.startswith(body) and re.search(r"\.\d+\.", key)]
-    lost = [key for key in layers if "pooler" not in key]
+    # a model without a head is its own body, and its names have no prefix
+    headless = model.base_model is model
+    body = "" if headless else f"{model.base_model_prefix}."
+    lost = [key for key in missing if key.startswith(body) and "pooler" not in key]
     if lost:
+        where = "" if headless else " below its head"
         raise CheckpointError(
-            f"{name} lacks {len(lost)} weights below its head, such as {min(lost)}, which would be "
+            f"{name} lacks {len(lost)} weights{where}, such as {min(lost)}, which would be "
             "random: its files hold them under other names, or were saved incompletely"
         )
 

@@ -3,14 +3,18 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy
 import pytest
+from safetensors.torch import load_file, save_file
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.models.contents import identify_model
 from hfstack.runs.record import read_run
+from hfstack.tasks.retrieval.model import load_retriever
 from tests.tiny_encoder import save_tiny_bert
 
 ANIMALS = ["fox", "owl", "rabbit", "girl", "boy", "hedgehog"]
@@ -319,6 +323,42 @@ def test_triplets_and_causal_models(embed, tiny_llama: Path, tmp_path: Path) -> 
     embed(datasets=path, model_name_or_path=tiny_llama, max_length=32)
     pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
     assert pooling["pooling_mode"] == "lasttoken"
+
+
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+@pytest.mark.parametrize("lost", ["encoder.layer.1", "embeddings.word_embeddings"])
+def test_weights_that_lack_layers_are_refused(
+    embed, inputs: Path, tmp_path: Path, kind: str, lost: str
+) -> None:
+    """sentence-transformers would make new ones of them, and train from noise."""
+    shutil.copytree(inputs / "bert", tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    kept = {name: weight for name, weight in weights.items() if f".{lost}." not in name}
+    gone = len(weights) - len(kept)
+    assert gone == (16 if "layer" in lost else 1)
+
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"base lacks {gone} weights.*, such as .*{lost}"):
+        embed(model_name_or_path=tmp_path / "base", kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["bi_encoder", "cross_encoder"])
+def test_a_finished_model_that_lost_weights_is_refused(embed, tmp_path: Path, kind: str) -> None:
+    embed(kind=kind)
+    file = tmp_path / "out" / "model.safetensors"
+    weights = load_file(file)
+    lost = "encoder.layer.0.output" if kind == "bi_encoder" else "classifier"
+    kept = {name: weight for name, weight in weights.items() if lost not in name}
+    assert len(kept) < len(weights)
+
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"lack.* {lost}"):
+        load_retriever(ModelConfig(model_name_or_path=str(tmp_path / "out")))
+    # a head is made anew where it is trained again, and only there
+    if kind == "cross_encoder":
+        again = {"output_dir": tmp_path / "again", "model_name_or_path": tmp_path / "out"}
+        assert embed(kind=kind, **again)["train_loss"] > 0
 
 
 def test_bad_input_is_one_line(embed, inputs: Path, tiny_llama: Path, tmp_path: Path) -> None:

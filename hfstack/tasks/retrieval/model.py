@@ -6,12 +6,14 @@ all of them. Nothing runs code of a repository, and only safetensors weights are
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from peft import get_peft_model
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from trl import ModelConfig
 
@@ -24,6 +26,8 @@ from hfstack.models.contents import (
     ModelKind,
     identify_model,
     not_found,
+    refuse_lost_layers,
+    require_trained,
 )
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import check_vocabulary, require_model_name
@@ -102,14 +106,16 @@ def load_embedder(
     if is_embedder and pooling != "auto":
         raise ConfigError(f"--pooling {pooling}: {name} has pooling of its own: leave it out")
     how: dict[str, Any] = {"device": "cpu", "trust_remote_code": False}
-    try:
-        if is_embedder:
-            how |= {"revision": args.model_revision, "model_kwargs": _model_settings(args)}
-            model = library.SentenceTransformer(name, **how)
-        else:
-            model = library.SentenceTransformer(modules=_new_modules(args, found, pooling), **how)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(not_found("model that embeds texts", name, error)) from error
+    with _checking_weights(found, name, new_head=False):
+        try:
+            if is_embedder:
+                how |= {"revision": args.model_revision, "model_kwargs": _model_settings(args)}
+                model = library.SentenceTransformer(name, **how)
+            else:
+                new = _new_modules(args, found, pooling)
+                model = library.SentenceTransformer(modules=new, **how)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(not_found("model that embeds texts", name, error)) from error
 
     _set_up(model, name, max_length)
     if prompts:
@@ -137,18 +143,19 @@ def load_reranker(
     bodies: list[ModelKind] = []
     if new_head:
         bodies = [kind for kind in _BODIES if kind != "causal language model"]
-    _check_base(args, (RERANKER, *bodies))
-    try:
-        model = library.CrossEncoder(
-            name,
-            num_labels=1,
-            device="cpu",
-            revision=args.model_revision,
-            trust_remote_code=False,
-            model_kwargs=_model_settings(args),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(not_found("model that scores pairs", name, error)) from error
+    found = _check_base(args, (RERANKER, *bodies))
+    with _checking_weights(found, name, new_head=new_head):
+        try:
+            model = library.CrossEncoder(
+                name,
+                num_labels=1,
+                device="cpu",
+                revision=args.model_revision,
+                trust_remote_code=False,
+                model_kwargs=_model_settings(args),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(not_found("model that scores pairs", name, error)) from error
 
     _set_up(model, name, max_length)
     return model.eval()
@@ -249,6 +256,38 @@ def refuse_foreign_modules(name: str, revision: str | None = None) -> None:
             raise CheckpointError(
                 f"{name}/{path} has pickled weights: keep weights as safetensors only"
             )
+
+
+@contextmanager
+def _checking_weights(found: Contents, name: str, *, new_head: bool) -> Iterator[None]:
+    """Refuse weights that lack layers, where sentence-transformers loads them.
+
+    It drops what transformers reports of its loading, so the report is asked for underneath.
+
+    Args:
+        found: what the model says that it is.
+        name: of the model.
+        new_head: a head that the weights lack may be newly initialised.
+    """
+    upstream = PreTrainedModel.__dict__["from_pretrained"]
+    loaded: list[tuple[Any, set[str]]] = []
+
+    def load(cls: Any, *args: Any, **settings: Any) -> Any:
+        model, report = upstream.__func__(cls, *args, **settings | {"output_loading_info": True})
+        # no vector and no score is read from a pooler that the weights lack
+        loaded.append((model, {key for key in report["missing_keys"] if "pooler" not in key}))
+        return model
+
+    try:
+        PreTrainedModel.from_pretrained = classmethod(load)  # pyright: ignore
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = upstream
+
+    for model, missing in loaded:
+        refuse_lost_layers(model, missing, name)
+        if line := require_trained(missing, found, name, new_head=new_head):
+            logger.info("%s", line)
 
 
 def _model_settings(args: ModelConfig) -> dict[str, Any]:
