@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from peft import get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line
@@ -42,6 +42,7 @@ from hfstack.tasks.classification.model import (
 from hfstack.tasks.classification.predict import classify_logits
 from hfstack.tasks.classification.report import record_split
 from hfstack.tasks.classification.soft_labels import SoftLabelArgs, add_soft_labels, soft_label_loss
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.tokens.text_rows import choose_max_length, pad_rows
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
@@ -135,7 +136,7 @@ def main(
 
         # trainer
         with refusals_of_upstream():
-            trainer = Trainer(
+            trainer = InOrderTrainer(
                 model=model,
                 args=classifier_settings(
                     training_args, labels.problem_type, labels.count, labelled.task

@@ -31,11 +31,12 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import good_share
 from hfstack.tasks.preferences.encode import OneEnd
+from hfstack.tasks.preferences.pair_counting import EachThumbCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 
 
-class OneEndKTOTrainer(OneEnd, KTOTrainer):
-    """TRL's trainer, whose answers end once."""
+class EachThumbKTOTrainer(EachThumbCounts, OneEnd, KTOTrainer):
+    """TRL's trainer, whose answers end once, and whose metrics are means over them."""
 
 
 def main(
@@ -59,7 +60,7 @@ def main(
         copied = not model_args.use_peft
         push = push_checkpoints(training_args)
         with refusals_of_upstream():
-            trainer = OneEndKTOTrainer(
+            trainer = EachThumbKTOTrainer(
                 model=policy,
                 ref_model=load_causal_lm(model_args, parts.tokenizer) if copied else None,
                 args=training_args,

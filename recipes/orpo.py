@@ -32,10 +32,11 @@ from hfstack.tasks.preferences.checks import fitting_prompts
 from hfstack.tasks.preferences.encode import TokensAsGiven, encode_sides
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
+from hfstack.tasks.preferences.step_means import WholeStepMeans
 
 
-class PairwiseORPOTrainer(EachPairCounts, TokensAsGiven, ORPOTrainer):
-    """TRL's trainer, on our tokens, whose metrics count each held-out pair once."""
+class PairwiseORPOTrainer(EachPairCounts, WholeStepMeans, TokensAsGiven, ORPOTrainer):
+    """TRL's trainer, on our tokens, with means over whole steps and evaluations."""
 
 
 def main(

@@ -10,7 +10,7 @@ writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --o
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line
@@ -30,6 +30,7 @@ from hfstack.tasks.causal_lm.document_scores import derived_metrics
 from hfstack.tasks.causal_lm.generate import sample_pairs
 from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.auto_compile import AutoCompile, AutoCompileArgs
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
@@ -135,7 +136,7 @@ def main(
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
         with refusals_of_upstream():
-            trainer = Trainer(
+            trainer = InOrderTrainer(
                 model=model,
                 args=training_args,
                 train_dataset=blocks["train"],

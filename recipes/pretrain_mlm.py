@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line
@@ -36,6 +36,7 @@ from hfstack.tasks.masked_lm.model import (
     training_flops_per_token,
 )
 from hfstack.tasks.shared.pretraining import PretrainingArgs, check_pretraining, load_text
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.callbacks import SampleTable, Throughput, early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked, training_problems
@@ -129,7 +130,7 @@ def main(
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=model.num_parameters())
         with refusals_of_upstream():
-            trainer = Trainer(
+            trainer = InOrderTrainer(
                 model=model,
                 args=training_args,
                 train_dataset=blocks["train"],

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, cast
 
 from accelerate import PartialState
-from trl import ModelConfig, RewardConfig, RewardTrainer
+from trl import ModelConfig, RewardConfig
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
@@ -36,6 +36,7 @@ from hfstack.tasks.preferences.data import (
 )
 from hfstack.tasks.preferences.encode import encode_pairs
 from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bins, reward_metrics
+from hfstack.tasks.preferences.pair_counting import PairwiseRewardTrainer
 from hfstack.tasks.preferences.pictures import reward_histogram
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
@@ -99,7 +100,7 @@ def main(
 
         # trainer
         with refusals_of_upstream():
-            trainer = RewardTrainer(
+            trainer = PairwiseRewardTrainer(
                 model=model,
                 args=training_args,
                 train_dataset=encoded["train"],

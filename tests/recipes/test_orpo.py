@@ -64,6 +64,32 @@ def test_learns_answers_and_preferences_at_once(orpo, tmp_path: Path, tiny_llama
     assert "answer lengths" in read_run(tmp_path / "out").tables
 
 
+def test_accumulated_steps_train_as_whole_ones(orpo, tmp_path: Path) -> None:
+    """Each chosen token counts the same, whatever micro-batch it stands in."""
+    rows = [
+        {"prompt": f"{i}:", "chosen": " owl" * (1 + i * i % 7), "rejected": " ran"}
+        for i in range(10)
+    ]
+    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {"datasets": tmp_path / "uneven.jsonl", "eval_fraction": 0, "optim": "sgd"}
+    # 10 rows in steps of 4: the third has 2 rows, of which 3 x 1 makes two micro-batches
+    shared |= {"max_steps": 3, "learning_rate": 1, "max_grad_norm": 0, "logging_steps": 1}
+
+    found = []
+    for batch, parts in ((4, 1), (1, 4), (3, 1), (1, 3)):
+        out = tmp_path / f"{batch}x{parts}"
+        batches = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+        orpo(**shared, **batches, output_dir=out)
+        history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+        losses = [(entry["loss"], entry["nll_loss"]) for entry in history if "loss" in entry]
+        found.append((losses, AutoModelForCausalLM.from_pretrained(out).state_dict()))
+
+    for (losses, weights), (other_losses, others) in (found[:2], found[2:]):
+        assert len(losses) == 3 and losses == [pytest.approx(one, rel=1e-4) for one in other_losses]
+        assert all(torch.allclose(weights[key], others[key], atol=1e-5) for key in weights)
+    assert found[0][0] != [pytest.approx(one, rel=1e-4) for one in found[2][0]]
+
+
 def test_an_adapter_is_saved_alone(orpo, tmp_path: Path):
     orpo(use_peft="true", lora_r=4)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

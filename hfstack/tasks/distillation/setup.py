@@ -52,8 +52,6 @@ _UNREAD = {
 class DistillTrainer(EachTokenCounts, Trainer):
     """Trainer of a causal student, whose evaluation is a mean over tokens."""
 
-    shifts_labels = True
-
 
 @dataclass
 class DistillArgs:

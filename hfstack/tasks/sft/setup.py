@@ -44,7 +44,6 @@ logger = get_logger(__name__)
 class SFTTrainerByTokens(EachTokenCounts, SFTTrainer):
     """TRL's SFTTrainer, whose evaluation is a mean over tokens."""
 
-    shifts_labels = True
     means_are_local = True  # TRL's evaluation passes no count of the other processes' tokens
 
     @refusals_of_upstream()

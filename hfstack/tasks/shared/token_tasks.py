@@ -47,7 +47,7 @@ def token_loss_func(label_smoothing_factor: float) -> Callable[..., torch.Tensor
 
 
 class InOrderTrainer(EachTokenCounts, Trainer):
-    """Trainer that evaluates the rows in their order, whatever the order of training.
+    """Trainer that evaluates rows in their order, and counts each token once.
 
     With `train_sampling_strategy` group_by_length upstream shuffles the evaluation rows as well
     (transformers 5.23, `Trainer._get_eval_sampler`), so that predictions could not be put beside
