@@ -20,7 +20,6 @@ from trl import ModelConfig, RewardConfig
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs
-from hfstack.errors import refusals_of_upstream
 from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import load_tokenizer
@@ -99,16 +98,15 @@ def main(
         run.add_table("answer lengths", *length_table(lengths))
 
         # trainer
-        with refusals_of_upstream():
-            trainer = PairwiseRewardTrainer(
-                model=model,
-                args=training_args,
-                train_dataset=encoded["train"],
-                eval_dataset=encoded.get("eval"),
-                processing_class=tokenizer,
-                peft_config=lora_beside_head(model_args, new_modules, model=cast(Any, model)),
-                callbacks=[*protect(run, push_checkpoints(training_args))],
-            )
+        trainer = PairwiseRewardTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=encoded["train"],
+            eval_dataset=encoded.get("eval"),
+            processing_class=tokenizer,
+            peft_config=lora_beside_head(model_args, new_modules, model=cast(Any, model)),
+            callbacks=[*protect(run, push_checkpoints(training_args))],
+        )
         trained_model = cast(Any, trainer.model)
         problems = reward_problems(
             splits, encoded, tokenizer, model=trained_model, new_modules=new_modules

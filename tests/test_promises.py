@@ -157,6 +157,9 @@ tests/data/reading/test_parquet.py
     row: `.parquet`
   test_a_row_larger_than_the_limit_is_a_bad_one
     A row above `--max_row_mib`
+tests/data/reading/test_arrow.py
+  test_rows_come_out_as_they_went_in
+    row: `.arrow`, `.feather`
 tests/data/reading/test_conll.py
   test_sentences
     row: `.conll`, and `.txt` that shows it

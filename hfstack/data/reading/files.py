@@ -13,7 +13,11 @@ from hfstack.errors import DataError
 MOST_ROW_MIB = 64
 Document = Literal["auto", "file", "paragraph", "line"]
 
-FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "conll", "conllu")
+FORMATS = (
+    *("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "feather"),
+    *("txt", "conll", "conllu"),
+)
+_SAME = {"ndjson": "jsonl", "feather": "arrow"}  # other names of formats
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 _TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _BRACES = re.compile(r".+\.\{[^{},/]+(,[^{},/]+)+\}(\.[a-z0-9]+)?")
@@ -27,7 +31,7 @@ class DataFile:
     """A local file of rows: where it is, and how it must be read."""
 
     path: Path
-    format: str  # one of FORMATS; arrow: of a folder that save_to_disk wrote; or parallel
+    format: str  # one of FORMATS, or parallel
     compression: str  # a suffix of COMPRESSIONS, or empty for a plain file
     member: str = ""  # the name in a zip archive, where `path` is one
     document: Document = "auto"  # of a txt file: what one document is
@@ -86,7 +90,7 @@ def data_file(path: Path, *, member: str = "") -> DataFile:
         )
 
     name, compression = match[1].lower(), (match[2] or "").lower()
-    return DataFile(path, "jsonl" if name == "ndjson" else name, compression, member)
+    return DataFile(path, _SAME.get(name, name), compression, member)
 
 
 def known_suffixes() -> str:

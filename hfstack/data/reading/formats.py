@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from hfstack.data.reading.arrow import read_arrow
 from hfstack.data.reading.bad_rows import (
     MOST_LEVELS,
     BadRow,
@@ -52,7 +53,7 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
         case "parquet":
             return read_parquet(file)
         case "arrow":
-            return _read_arrow(file)
+            return read_arrow(file)
         case "parallel":
             return read_parallel(file, note)
         case "conll" | "conllu":
@@ -297,12 +298,3 @@ class _JsonArray:
             offset = self._stream.tell() - len(error.object) + error.start
             raise DataError(f"{self._file}: invalid UTF-8 at byte {offset} of the file") from error
         return bool(chunk)
-
-
-def _read_arrow(file: DataFile) -> Iterator[NumberedRow]:
-    # Late, because it imports pandas, and most files are of other formats.
-    from datasets import Dataset
-
-    for number, row in enumerate(Dataset.from_file(str(file.path)), 1):
-        assert isinstance(row, dict)
-        yield number, row, None

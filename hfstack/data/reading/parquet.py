@@ -42,7 +42,7 @@ def read_parquet(file: DataFile) -> Iterator[NumberedRow]:
         try:
             table = pyarrow.parquet.ParquetFile(source)
             for batch in _read_batches(file, source, table):
-                for row in _read_rows(file, batch, table.schema_arrow):
+                for row in rows_of_batch(file, batch, table.schema_arrow):
                     number += 1
                     yield number, row, None
         except (pyarrow.ArrowException, OSError) as error:
@@ -120,14 +120,16 @@ def _longest_values(batch: pyarrow.RecordBatch) -> dict[str, int]:
     return found
 
 
-def _read_rows(file: DataFile, batch: pyarrow.RecordBatch, schema: pyarrow.Schema) -> Iterator[Any]:
+def rows_of_batch(
+    file: DataFile, batch: pyarrow.RecordBatch, schema: pyarrow.Schema
+) -> Iterator[Any]:
     """Yield the rows of a batch; those that are too large come out as bad ones."""
     size_bytes = sum(map(_unpacked_bytes, batch.columns))
     if size_bytes > min(_MOST_BATCH_BYTES, file.max_row_bytes):
         if batch.num_rows > 1:
             half = batch.num_rows // 2
-            yield from _read_rows(file, batch.slice(0, half), schema)
-            yield from _read_rows(file, batch.slice(half), schema)
+            yield from rows_of_batch(file, batch.slice(0, half), schema)
+            yield from rows_of_batch(file, batch.slice(half), schema)
             return
         if size_bytes > file.max_row_bytes:
             yield too_large(file.max_row_bytes)
