@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hfstack.config import command_line
 from hfstack.data.cleaning import filters
-from hfstack.data.cleaning.dedup import Contamination, duplicate_checks, held_out
+from hfstack.data.cleaning.dedup import Contamination, choose_files, duplicate_checks
 from hfstack.data.cleaning.pipeline import (
     Checked,
     CleaningReport,
@@ -153,11 +153,7 @@ def write_documents(
             for name in names
         }
 
-        for row, reason in documents:
-            if reason:
-                name, row = "dropped", {**row, "dropped_reason": reason}
-            else:
-                name = "eval" if held_out(row[args.text_column], args.eval_fraction) else "train"
+        for name, row in choose_files(documents, args.text_column, args.eval_fraction):
             if name in write:
                 write[name](row)
                 counts[name] += 1

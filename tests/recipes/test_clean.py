@@ -245,7 +245,7 @@ def test_rows_without_text(run_recipe: Recipe, tmp_path: Path) -> None:
             [{"text": LONG}],
             ["--eval_fraction", "0.0001"],
             DataError,
-            r"leaves no document for eval\.jsonl",
+            r"leaves no document for train\.jsonl",
         ),
         (
             [{"text": LONG}],
@@ -354,3 +354,27 @@ def test_signals_leave_nothing_half_written(
     assert "\n" not in str(caught.value)
     assert read_run(tmp_path / "out").status == status
     assert not [path.name for path in (tmp_path / "out").iterdir() if "jsonl" in path.name]
+
+
+def test_a_share_of_less_than_one_document_holds_out_one(
+    run_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{LONG} This is the story of owl number {number}." for number in range(12)]
+    raw = tmp_path / "raw.jsonl"
+    options = ("--datasets", raw, "--near_duplicate_threshold", 0)
+    found = {}
+    for fraction in (0.001, 0.4):
+        raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        out = tmp_path / str(fraction)
+        run_recipe("clean", *options, "--eval_fraction", fraction, "--output_dir", out)
+        for side in ("train", "eval"):
+            lines = (out / f"{side}.jsonl").read_text().splitlines()
+            found[fraction, side] = [json.loads(line)["text"] for line in lines]
+        both = found[fraction, "train"] + found[fraction, "eval"]
+        assert sorted(both) == sorted(texts)
+
+    assert "eval_fraction 0.001 of 12 documents is less than one: one is held out" in caplog.text
+    assert "eval_fraction 0.4" not in caplog.text
+    assert len(found[0.001, "eval"]) == 1 < len(found[0.4, "eval"])
+    # and a larger share holds out the same one
+    assert set(found[0.001, "eval"]) < set(found[0.4, "eval"])

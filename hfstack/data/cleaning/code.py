@@ -11,6 +11,8 @@ A document is code by one of these rules, tried in this order; nothing is learne
    (a target, then lines that begin with a tab).
 4. It parses as Python, and holds a definition, an import, an assignment or a call. A module that is
    nearly all docstring is found like this.
+5. It is a table, of cells between commas, semicolons or tabs below a header, and half of the cells
+   of a column are code.
 
 HTML and XML are markup and no code, except for what stands in `<pre>`. In a document that is no
 code, a fenced block (``` or ~~~) and an indented block are parts of their own, judged by the same
@@ -18,12 +20,15 @@ rules; a closed fence that names a programming language is code.
 """
 
 import ast
+import csv
+import io
 import json
 import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from ftfy.fixes import fix_surrogates
@@ -88,6 +93,8 @@ _CODE_MARKS = (
 )
 _SAMPLED_LINES = 400
 _PYTHON_CHARACTERS = 4_000_000
+_TABLE_CHARACTERS = 400_000
+_LONGEST_HEADER = 300
 
 # What may hold prose inside of a program, and programs inside of a page.
 _DOCSTRING = re.compile(r'"""|\'\'\'')
@@ -161,7 +168,35 @@ def code_kind(text: str) -> Literal["code", "json"] | None:
     # Where most lines are plain words, there is no need to parse.
     if (sure or likely) and 2 * len(marked) >= len(lines) and parses_as_python(text):
         return "code"
-    return None
+    return "code" if _has_column_of_code(text) else None
+
+
+def _has_column_of_code(text: str) -> bool:
+    """Return whether a text is a table below a header, and half of a column is code."""
+    header = text.lstrip("\ufeff\n").partition("\n")[0]
+    mark = next((mark for mark in "\t,;" if mark in header), None)
+    if mark is None or len(header) > _LONGEST_HEADER or text.count("\n") < 2:
+        return False
+
+    table: list[list[str]] = []
+    reader = csv.reader(io.StringIO(text[:_TABLE_CHARACTERS], newline=""), delimiter=mark)
+    try:
+        for row in islice(filter(None, reader), _SAMPLED_LINES):
+            table.append(row)
+            if len(row) != len(table[0]):
+                break
+    except csv.Error:
+        return False
+    if len(text) > _TABLE_CHARACTERS:
+        table = table[:-1]  # its last row may be truncated
+    if len(table) < 3 or len(table[-1]) != len(table[0]):
+        return False
+
+    for column in zip(*table[1:], strict=True):
+        filled = [cell for cell in column if cell.strip()]
+        if filled and 2 * sum(1 for cell in filled if code_kind(cell)) >= len(filled):
+            return True
+    return False
 
 
 def _only_inside(text: str) -> bool:

@@ -311,3 +311,29 @@ def test_code_in_the_backticks_of_prose_stays() -> None:
 )
 def test_other_programs_stay(program: str) -> None:
     assert clean_text(program).text == program.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'id,code\n1,"#include <map>"\n2,"std::vector<int> v;"\n3,"return a[b[0]] ** 2;"\n',
+        "lang\tsnippet\npy\tx = [[a]] ** 2 + f(**b)\npy\tprint(y[0][[1]])\n",
+        'name;body\nf;"def f(a):\n    return a ** 2 + b[[0]]"\ng;"import os\n\nos.walk(**k)"\n',
+        'row,given\n1,"{""a"": ""<b>x</b>""}"\n2,"{""a"": ""**y**""}"\n',
+    ],
+)
+def test_a_table_with_a_column_of_code_stays_as_it_is(table: str) -> None:
+    cleaned = clean_text(table, mask=())
+    assert cleaned.text.strip() == table.strip() and "code" in cleaned.changes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'id,text\n1,"Hello <b>you</b> there"\n2,"And **this** is bold"\n3,"x = 3;"\n',
+        "Dear friends, we met\nin the park, and <b>ran</b>\nto the hill, as **usual**\n",
+    ],
+)
+def test_a_table_of_prose_is_cleaned(text: str) -> None:
+    cleaned = clean_text(text, mask=()).text
+    assert "<b>" not in cleaned and "**" not in cleaned

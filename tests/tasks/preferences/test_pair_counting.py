@@ -101,7 +101,7 @@ def test_pairs_that_fill_the_last_batch_of_processes_count_once():
     class Counted(EachPairCounts, EchoTrainer):
         means_are_local = True
 
-    trainer = Counted([[1.0, 1.0, 1.0, 0.0], [0.0, 1.0]], remainder=1)
+    trainer = Counted(rows=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0]], remainder=1)
     trainer.prediction_step(None, {"input_ids": torch.zeros(4, 3)})  # two pairs on each process
     trainer.accelerator.gradient_state.end_of_dataloader = True
     trainer.prediction_step(None, {"chosen_input_ids": torch.zeros(1, 3)})
