@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hfstack.errors import DivergedError, Preempted
+from hfstack.errors import ConfigError, DataError, DivergedError, Preempted
 from hfstack.logs import get_logger
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
@@ -285,7 +285,7 @@ class SampleTable(TrainerCallback):
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(args.seed)
                 pairs = self.sample(model)
-        except Preempted:
+        except (Preempted, ConfigError, DataError):  # what the user can mend is no such thing
             raise
         except Exception as error:
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

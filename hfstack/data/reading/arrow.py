@@ -1,6 +1,6 @@
-"""Read a file of Arrow's own: what `save_to_disk`, pandas (`to_feather`) and polars write.
+"""Read a file of Arrow's own, which pandas calls Feather.
 
-The format has two forms, a file and a stream, and is called Feather by pandas.
+The format has two forms, a file and a stream; `save_to_disk`, pandas and polars write it.
 """
 
 import shutil
@@ -65,7 +65,7 @@ def _rows_of(file: DataFile, batch: pyarrow.RecordBatch) -> Iterator[Any]:
 
 
 def _is_of_datasets(path: str) -> bool:
-    """Return whether the datasets library wrote a stream, and says what its columns mean."""
+    """Return whether the datasets library wrote a stream, with what its columns mean."""
     with pyarrow.memory_map(path) as source, pyarrow.ipc.open_stream(source) as stream:
         return b"huggingface" in (stream.schema.metadata or {})
 
