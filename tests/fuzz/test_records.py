@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, seed
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hfstack.disk import describe_file
@@ -26,7 +26,7 @@ from hfstack.runs.manifest import MANIFEST, write_manifest
 from hfstack.runs.record import RunRecord, changed_files, read_run
 from hfstack.runs.rendering import read_rendering
 from tests.fuzz.json_values import damaged, mutated
-from tests.fuzz.limits import Tally, long, outcome, short
+from tests.fuzz.limits import Tally, check_many, outcome, short
 
 FILE = {"path": "a.jsonl", "bytes": 12, "blake2b": "0" * 32}
 RUN: dict[str, Any] = {
@@ -167,11 +167,17 @@ def test_records(folder: Path, tally: Tally, name: str, number: int) -> None:
 
 
 @pytest.mark.slow
-@seed(3)
-@long()
-@given(name=NAMES, number=SEEDS)
-def test_many_records(folder: Path, tally: Tally, name: str, number: int) -> None:
-    check_record(folder, name, number, tally)
+def test_many_records(folder: Path, tally: Tally) -> None:
+    names = sorted(READERS)
+    check_many(
+        3,
+        lambda choose: (choose.choice(names), choose.randrange(2**32)),
+        lambda name, number: check_record(folder, name, number, tally),
+    )
+
+
+def test_a_record_that_had_a_message_of_two_lines(folder: Path, tally: Tally) -> None:
+    check_record(folder, "state", 530227779, tally)
 
 
 def _replace_by(path: Path, kind: str) -> None:

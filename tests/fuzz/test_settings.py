@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, seed
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hfstack.config import build_parser, parse
@@ -20,7 +20,7 @@ from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.recipe_settings import load_recipe, settings_classes
 from tests.conftest import ROOT
 from tests.fuzz.json_values import damaged
-from tests.fuzz.limits import Tally, long, outcome, short
+from tests.fuzz.limits import Tally, check_many, outcome, short
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -175,8 +175,13 @@ def test_settings(folder: Path, tally: Tally, number: int) -> None:
 
 
 @pytest.mark.slow
-@seed(4)
-@long()
-@given(number=SEEDS)
-def test_many_settings(folder: Path, tally: Tally, number: int) -> None:
-    check_settings(folder, number, tally)
+def test_many_settings(folder: Path, tally: Tally) -> None:
+    check_many(
+        4,
+        lambda choose: (choose.randrange(2**32),),
+        lambda number: check_settings(folder, number, tally),
+    )
+
+
+def test_settings_that_had_a_message_of_two_lines(folder: Path, tally: Tally) -> None:
+    check_settings(folder, 2717275399, tally)
