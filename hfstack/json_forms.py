@@ -139,6 +139,14 @@ def _find_odd_text(value: Any, name: str) -> str | None:
     return None
 
 
+def without_nul(value: Any) -> Any:
+    """Replace the character NUL of a text, which readers of JSON here take for damage.
+
+    A model with a vocabulary of bytes may generate it.
+    """
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()

@@ -157,7 +157,8 @@ def main(
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
                 compute_metrics=score_generated if scores_texts else None,
             )
-        problems = training_problems(trainer, model.config.vocab_size)
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        problems = training_problems(trainer, vocabulary)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         # what `predict` needs to use the model again

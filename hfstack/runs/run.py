@@ -37,6 +37,7 @@ from hfstack.errors import (
     Preempted,
     ProcessError,
 )
+from hfstack.json_forms import without_nul
 from hfstack.logs import NOTICE, get_logger, run_log, setup_logging
 from hfstack.machine import describe_threads
 from hfstack.redaction import redact, redact_values
@@ -431,6 +432,7 @@ class Run:
 
     def add_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Keep a small table that the report shows under the heading `name`."""
+        rows = [[without_nul(cell) for cell in row] for row in rows]
         self.record.tables[name] = {"columns": columns, "rows": rows}
 
     def add_artifact(self, name: str, path: str | Path) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, set_seed
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    set_seed,
+)
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
@@ -239,6 +247,30 @@ def test_a_model_that_does_not_read_its_source_is_reported(
     metrics = seq2seq(model_name_or_path=tmp_path / "blind", learning_rate=1e-9)
     assert metrics["eval_source_gain"] == pytest.approx(0, abs=1e-4)
     assert "the model hardly reads its source" in caplog.text
+
+
+# upstream says so wherever labels come with the decoder's tokens, of which they are here the same
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
+def test_two_berts_beside_each_other_are_trained(
+    seq2seq, predict, inputs: Path, tmp_path: Path
+) -> None:
+    tokenizer = tiny_bert_tokenizer()
+    set_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    one = BertConfig(vocab_size=len(tokenizer), intermediate_size=32, **size)
+    both = EncoderDecoderConfig.from_encoder_decoder_configs(one, one)
+    both.decoder_start_token_id, both.pad_token_id = tokenizer.cls_token_id, tokenizer.pad_token_id
+    both.eos_token_id = tokenizer.sep_token_id
+    assert not hasattr(both, "vocab_size"), "the decoder alone has one"
+    EncoderDecoderModel(both).save_pretrained(tmp_path / "berts")
+    tokenizer.save_pretrained(tmp_path / "berts")
+
+    metrics = seq2seq(model_name_or_path=tmp_path / "berts")
+    found = lines(tmp_path / "out" / "predictions.jsonl")
+    asked = write(tmp_path / "asked.jsonl", [{"source": row["source"]} for row in found])
+    again = predict(tmp_path / "out", asked)
+    assert len(found) == metrics["eval_rows"] > 0
+    assert [row["text"] for row in again] == [row["text"] for row in found]
 
 
 def test_resumes_to_the_same_weights(seq2seq, tmp_path: Path) -> None:

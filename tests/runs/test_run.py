@@ -50,6 +50,13 @@ def test_a_run_is_recorded_from_start_to_end(tmp_path: Path) -> None:
     assert record.artifacts == {"samples": "samples.jsonl"}
 
 
+def test_a_text_with_the_character_nul_does_not_damage_the_record(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        run.add_table("samples", ["output", "count"], [["a\0b", 0]])
+        run.finish({})
+    assert read_run(tmp_path).tables["samples"]["rows"] == [["a\ufffdb", 0]]
+
+
 @dataclass
 class Endpoint:
     """Settings in which people leave secrets."""
