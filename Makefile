@@ -12,7 +12,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
 	@echo "make gpu         measure on this machine's GPU, in parts of at most ten minutes, and print the tables"
-	@echo "make zoo         run the recipes on tiny models of every family of transformers (hours), and write docs/models.md"
+	@echo "make zoo         run the recipes on tiny models of every family of transformers (an hour of CPU), and write docs/models.md"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        write the generated option reference, the file tree and the list of translations"
 	@echo "make docs-check  check that these and the links and commands of the docs are up to date"

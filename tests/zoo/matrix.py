@@ -1,7 +1,7 @@
 """Run the matrix of families, and write docs/models.md of its results.
 
     python -m tests.zoo.matrix results.jsonl --properties     # what probes find: minutes
-    python -m tests.zoo.matrix results.jsonl                  # every recipe as well: hours of CPU
+    python -m tests.zoo.matrix results.jsonl                  # every recipe as well: an hour of CPU
     python -m tests.zoo.matrix results.jsonl --kind encoder --families bert --cells tag answer
     python -m tests.zoo.matrix results.jsonl --table docs/models.md
 

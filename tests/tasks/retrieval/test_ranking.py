@@ -1,6 +1,7 @@
 """Rankings are scored as by hand, and as sentence-transformers scores them."""
 
 import gzip
+import importlib.util
 import json
 import math
 import random
@@ -22,7 +23,7 @@ from hfstack.tasks.retrieval.ranking import (
     split_words,
 )
 from hfstack.tasks.retrieval.rows import TextPair
-from tests.conftest import SENTENCES
+from tests.conftest import ROOT, SENTENCES
 from tests.tiny_encoder import save_tiny_bert
 
 
@@ -134,3 +135,27 @@ def test_bm25_finds_real_chinese_paragraphs_by_characters(shared_data: Path) -> 
 
     assert score("auto") == score("characters") > 0.97
     assert score("words") < 0.5, "sentences are no words"
+
+
+@pytest.mark.shared
+def test_bm25_on_the_articles_of_the_benchmark(shared_data: Path) -> None:
+    spec = importlib.util.spec_from_file_location("embed", ROOT / "benchmarks" / "embed.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    with gzip.open(shared_data / "qa" / "xquad_en.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    parts = benchmark.split_by_article(rows, 0.3, 0.15)
+    for column in ("title", "context"):
+        found = [{row[column] for row in part} for part in parts.values()]
+        assert len(set.union(*found)) == sum(map(len, found)), f"a {column} is on two sides"
+
+    pairs = {
+        name: [TextPair(row["question"], row["context"]) for row in part]
+        for name, part in parts.items()
+    }
+    questions = make_questions(pairs["test"], pairs["dev"] + pairs["train"])
+    assert (len(questions.queries), len(questions.passages)) == (275, 186), "one is asked twice"
+    ranking = rank_by_bm25(questions, tokens="auto")
+    mean = float(score_ranking(ranking, questions.relevant)[HEADLINE].mean())
+    assert mean == pytest.approx(0.960, abs=5e-4), "what docs/recipes/embed.md says"
