@@ -140,10 +140,12 @@ def _find_odd_text(value: Any, name: str) -> str | None:
 
 
 def without_nul(value: Any) -> Any:
-    """Replace the character NUL of a text, which readers of JSON here take for damage.
+    """Replace the character NUL in texts and lists, which readers of JSON here take for damage.
 
     A model with a vocabulary of bytes may generate it.
     """
+    if isinstance(value, list):
+        return [without_nul(item) for item in value]
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 

@@ -437,7 +437,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """Refuse a tokenizer that gives ids which the model's embedding does not have."""
     try:
         rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-    except NotImplementedError:  # CANINE hashes its characters
+    except (NotImplementedError, AttributeError):  # CANINE hashes, Perceiver's is a bare tensor
         raise ConfigError(
             f"{name} is {type(model).__name__}, which has no table of token embeddings, so that "
             "its vocabulary cannot be checked: name a model that has one"

@@ -432,12 +432,10 @@ class Run:
 
     def add_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Keep a small table that the report shows under the heading `name`."""
-        rows = [[without_nul(cell) for cell in row] for row in rows]
-        self.record.tables[name] = {"columns": columns, "rows": rows}
+        self.record.tables[name] = {"columns": columns, "rows": without_nul(rows)}
 
     def add_artifact(self, name: str, path: str | Path) -> None:
-        """List a file of this run, relative to the output directory, for readers to open."""
-        # The operator / keeps an absolute path as it is.
+        """List a file for readers to open, relative to the output directory or absolute."""
         self.record.artifacts[name] = os.path.relpath(self.output_dir / path, self.output_dir)
 
     def record_save_check(self, found: dict[str, Any]) -> None:

@@ -124,10 +124,12 @@ def use_own_logits(model: Any, *, temperature: float = 1.0) -> bool:
     with evaluation_mode(inner), torch.no_grad():
         logits = logits_of(inner, input_ids=ids)  # (B, T, V)
         expected = _log_probs(logits[:, :-1] / temperature, ids[:, 1:])  # (B, T - 1)
-        # TRL asks `base_model` for hidden states; Llama 4's is the model itself, which has none
-        found = expected.new_full(expected.shape, torch.inf)  # (B, T - 1)
-        if inner.base_model is not inner:
+        try:
             found = inner(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.float()
+        except (AttributeError, RuntimeError):
+            # TRL asks `base_model` for hidden states: Llama 4's is the model itself, which has
+            # none, and those of RemBERT have another width than its output embedding
+            found = expected.new_full(expected.shape, torch.inf)  # (B, T - 1)
 
     if relative_difference(expected, found) <= tolerance(inner):
         return False

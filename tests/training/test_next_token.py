@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     Llama4TextConfig,
     LlamaConfig,
+    RemBertConfig,
     Trainer,
     TrainingArguments,
     XLNetConfig,
@@ -40,6 +41,14 @@ FAMILIES = {
         **SIZES, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     ),
     "llama": LlamaConfig(**SIZES),
+    "rembert": RemBertConfig(
+        **SIZES,
+        is_decoder=True,
+        input_embedding_size=16,
+        output_embedding_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
     "llama4": Llama4TextConfig(
         **SIZES, num_key_value_heads=2, head_dim=8, num_local_experts=2, intermediate_size_mlp=32
     ),
@@ -189,9 +198,9 @@ def test_bert_is_scored_by_its_own_logits() -> None:
     assert torch.equal(found.label_mask, scored)
 
 
-def test_a_model_that_names_no_transformer_is_scored_by_its_own_logits() -> None:
-    model = model_of("llama4")
-    assert model.base_model is model
+@pytest.mark.parametrize("family", ["llama4", "rembert"])
+def test_a_model_that_trls_head_does_not_fit_is_scored_by_its_own_logits(family: str) -> None:
+    model = model_of(family)
     add_fused_lm_head(model)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     assert use_own_logits(model)
