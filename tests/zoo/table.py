@@ -1,5 +1,6 @@
 """Write docs/models.md of the results of the matrix."""
 
+import re
 import textwrap
 from collections import Counter
 
@@ -141,5 +142,6 @@ def _shown(cell: Cell | None, with_figure: bool) -> str:
 
 def _plain(text: str) -> str:
     """Return a reason that neither breaks a table nor names a folder of this machine."""
+    text = re.sub(r"'transformers(?:\.\w+)*\.(\w+)'", r"\1", text)  # the class's name alone
     words = ["<model>" if word.lstrip("'\"(").startswith("/") else word for word in text.split()]
     return " ".join(words).replace("|", "/")
