@@ -140,7 +140,7 @@ def _find_odd_text(value: Any, name: str) -> str | None:
 
 
 def without_nul(value: Any) -> Any:
-    """Replace the character NUL in texts and lists, which readers of JSON here take for damage.
+    """Replace the character NUL in texts, which readers here take for damage.
 
     A model with a vocabulary of bytes may generate it.
     """
