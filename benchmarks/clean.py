@@ -32,7 +32,6 @@ from typing import Any
 
 def measure_ours(path: Path, folder: Path, *, workers: int, minhash_alone: bool) -> int:
     """Clean a file in this process; return the bytes of its texts."""
-    from hfstack.config import parse
     from hfstack.data.cleaning.dedup import duplicate_checks
     from hfstack.data.cleaning.pipeline import (
         CleaningReport,
@@ -40,12 +39,11 @@ def measure_ours(path: Path, folder: Path, *, workers: int, minhash_alone: bool)
         clean_documents,
         clean_text,
     )
+    from hfstack.data.cleaning.splits import write_documents
     from hfstack.data.sources import Source, iterate_rows
     from hfstack.recipe_settings import load_recipe
 
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "clean.py")
-    argv = ["--datasets", str(path), "--output_dir", str(folder)]
-    (args,) = parse(recipe.CleanArgs, argv=argv)
     checks = [*([] if minhash_alone else recipe.FILTERS), *duplicate_checks(not minhash_alone)]
     report = CleaningReport()
 
@@ -61,7 +59,7 @@ def measure_ours(path: Path, folder: Path, *, workers: int, minhash_alone: bool)
     )
     begin(report)
     with closing(documents):
-        recipe.write_documents(documents, report, args)
+        write_documents(documents, report, folder, text_column="text")
     return report.bytes_in
 
 

@@ -8,27 +8,26 @@ writes  train.jsonl (eval.jsonl, dropped.jsonl) with all columns, and run.json, 
 """
 
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from hfstack.config import command_line
 from hfstack.data.cleaning import filters
-from hfstack.data.cleaning.dedup import Contamination, choose_files, duplicate_checks
+from hfstack.data.cleaning.cluster import ClusterArgs, cluster_cleaning
+from hfstack.data.cleaning.dedup import Contamination, duplicate_checks
 from hfstack.data.cleaning.pipeline import (
-    Checked,
     CleaningReport,
     TextArgs,
     clean_documents,
     clean_text,
 )
+from hfstack.data.cleaning.splits import write_documents
 from hfstack.data.cleaning.workers import cpu_seconds
-from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError
 from hfstack.runs.run import Run
 
 # text -> None to keep it, or "reason: detail"; the first filter that objects decides. Take one out,
@@ -76,9 +75,9 @@ class CleanArgs:
             raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
 
 
-def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
+def main(args: CleanArgs, text_args: TextArgs, cluster_args: ClusterArgs) -> dict[str, float]:
     """Clean, filter and save; return the metrics."""
-    with Run.start(__file__, args.output_dir, args, text_args) as run:
+    with Run.start(__file__, args.output_dir, args, text_args, cluster_args) as run:
         # data
         quarantine = run.output_dir / "quarantine.jsonl"
         read: SourceLog = {}
@@ -107,7 +106,19 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             text_args.minhash_permutations,
         )
 
-        # clean
+        # clean, here or on a cluster
+        cluster = cluster_cleaning(
+            args.datasets,
+            cluster_args,
+            output_dir=run.output_dir,
+            text_column=args.text_column,
+            on_bad_row=args.on_bad_row,
+            max_rows=args.max_rows,
+            workers=text_args.workers,
+            log=read,
+            # the filters are in this file
+            identity=[Path(__file__).read_text(encoding="utf-8"), repr(args), repr(text_args)],
+        )
         report = CleaningReport()
         started, started_cpu = time.perf_counter(), cpu_seconds()
         documents = clean_documents(
@@ -118,11 +129,22 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             text_column=args.text_column,
             skip_no_text=args.on_bad_row != "fail",
             workers=text_args.workers,
+            elsewhere=cluster,
         )
         with closing(documents):
-            counts = write_documents(documents, report, args)
+            counts = write_documents(
+                documents,
+                report,
+                run.output_dir,
+                text_column=args.text_column,
+                eval_fraction=args.eval_fraction,
+                save_dropped=args.save_dropped,
+            )
         seconds = time.perf_counter() - started
         cpu_s = cpu_seconds() - started_cpu
+        if cluster is not None:
+            cpu_s += cluster.cpu_s
+            cluster.remove_parts()
 
         # finish
         run.record_inputs(
@@ -138,34 +160,6 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
         metrics["bytes_per_cpu_s"] = report.bytes_in / cpu_s
         metrics["duplicate_index_bytes"] = sum(check.index_bytes for check in duplicates)
         return run.finish(metrics)
-
-
-def write_documents(
-    documents: Iterable[Checked], report: CleaningReport, args: CleanArgs
-) -> dict[str, float]:
-    """Write each document as it comes; the files get their names when all are whole."""
-    names = ["train", *["eval"] * bool(args.eval_fraction), *["dropped"] * args.save_dropped]
-    counts = dict.fromkeys(names, 0)
-
-    with ExitStack() as files:
-        write = {
-            name: files.enter_context(write_jsonl(Path(args.output_dir, f"{name}.jsonl")))
-            for name in names
-        }
-
-        for name, row in choose_files(documents, args.text_column, args.eval_fraction):
-            if name in write:
-                write[name](row)
-                counts[name] += 1
-
-        report.refuse_nothing_left()
-        if empty := [name for name in ("train", "eval") if counts.get(name) == 0]:
-            raise DataError(
-                f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; "
-                "change it"
-            )
-
-    return {f"documents_{name}": count for name, count in counts.items() if name != "dropped"}
 
 
 if __name__ == "__main__":

@@ -372,8 +372,12 @@ def test_a_share_of_less_than_one_document_holds_out_one(
             found[fraction, side] = [json.loads(line)["text"] for line in lines]
         both = found[fraction, "train"] + found[fraction, "eval"]
         assert sorted(both) == sorted(texts)
+        for side in ("train", "eval"):
+            assert found[fraction, side] == [
+                text for text in texts if text in found[fraction, side]
+            ]
 
-    assert "eval_fraction 0.001 of 12 documents is less than one: one is held out" in caplog.text
+    assert "eval_fraction 0.001 holds out none of 12 documents, so one is held out" in caplog.text
     assert "eval_fraction 0.4" not in caplog.text
     assert len(found[0.001, "eval"]) == 1 < len(found[0.4, "eval"])
     # and a larger share holds out the same one

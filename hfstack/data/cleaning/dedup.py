@@ -9,7 +9,7 @@ check grows with the documents; `index_bytes` says how large it is.
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
@@ -19,9 +19,6 @@ from hfstack.data.cleaning.pipeline import CleanText, OrderedCheck
 from hfstack.data.columns import strings_of
 from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.logs import get_logger
-
-logger = get_logger(__name__)
 
 # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
 _SHINGLE_UNITS = 5
@@ -88,56 +85,6 @@ def text_hash(text: str, purpose: bytes = b"") -> int:
     """
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose)
     return int.from_bytes(digest.digest(), "little")
-
-
-def held_out(text: str, fraction: float) -> bool:
-    """Return whether a document is held out for evaluation.
-
-    A `fraction` in [0, 1) of all is. It depends on the text alone: a document stays on its side
-    when others are added, removed or reordered.
-    """
-    return text_hash(text, b"eval split") < fraction * 2**64
-
-
-def choose_files(
-    documents: Iterable[tuple[dict[str, Any], str | None]], text_column: str, fraction: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield documents, each with the name of its file: train, eval or dropped.
-
-    Where the share for eval is less than one document, the one that it would hold out first is.
-    Until there is another, that one waits, so that those behind it come before it.
-
-    Args:
-        documents: each with the reason to drop it, or None.
-        text_column: column of the text.
-        fraction: share of documents to hold out, by `held_out`.
-    """
-    first: dict[str, Any] | None = None
-    lowest, count, none_yet = 2**64, 0, fraction > 0
-
-    for row, reason in documents:
-        if reason:
-            yield "dropped", {**row, "dropped_reason": reason}
-            continue
-
-        count += 1
-        text = row[text_column]
-        if held_out(text, fraction):
-            none_yet = False
-            yield "eval", row
-        elif none_yet and (place := text_hash(text, b"eval split")) < lowest:
-            waited, first, lowest = first, row, place
-            if waited is not None:
-                yield "train", waited
-        else:
-            yield "train", row
-
-    if first is not None and none_yet:
-        logger.warning(
-            "eval_fraction %g of %d documents is less than one: one is held out", fraction, count
-        )
-    if first is not None:
-        yield "eval" if none_yet else "train", first
 
 
 class ExactDuplicates(OrderedCheck):

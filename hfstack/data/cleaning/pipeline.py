@@ -214,7 +214,7 @@ class OrderedCheck(ABC):
         return self.admit(self.fingerprint(text))
 
 
-class _Judgement(NamedTuple):
+class Judgement(NamedTuple):
     """What can be said of a text without the texts before it.
 
     `refusal` is the reason of the filter that objects; the fingerprints are those of the ordered
@@ -226,6 +226,12 @@ class _Judgement(NamedTuple):
     refusal: str | None
 
 
+JudgeElsewhere = Callable[
+    [Callable[[str], Judgement]], Iterable[tuple[dict[str, Any], Judgement | None]]
+]
+"""Calls a function with the text of each row, on other machines; None for a row without text."""
+
+
 def clean_documents(
     rows: Iterable[dict[str, Any]],
     checks: Sequence[Filter],
@@ -235,6 +241,7 @@ def clean_documents(
     text_column: str = "text",
     skip_no_text: bool = False,
     workers: int = 1,
+    elsewhere: JudgeElsewhere | None = None,
 ) -> Generator[Checked, None, None]:
     """Yield every row with its cleaned text, and None or the reason it is refused for.
 
@@ -249,13 +256,19 @@ def clean_documents(
         text_column: the column to clean.
         skip_no_text: drop rows without text, with the reason `no_text`, instead of raising.
         workers: processes that clean and filter; 1 is this one. What comes out is the same.
+        elsewhere: what cleans and filters on other machines, in place of `rows` and `workers`.
 
     Raises:
         DataError: the column is missing, or a row holds no text in it.
         MachineError: a worker was ended from outside.
     """
-    judge = _judge_here if workers == 1 else partial(_judge_in_workers, workers=workers)
-    judged = judge(rows, checks, clean, text_column)
+    if elsewhere is not None:
+        judged = _ask_ordered(elsewhere(partial(_judge_text, clean=clean, checks=checks)), checks)
+    elif workers == 1:
+        judged = _judge_here(rows, checks, clean, text_column)
+    else:
+        judge_one = partial(_judge_text, clean=clean, checks=checks)
+        judged = _ask_ordered(map_texts(judge_one, rows, text_column, workers=workers), checks)
 
     for number, (row, cleaned, reason) in enumerate(judged, 1):
         report.documents_in += 1
@@ -305,19 +318,12 @@ def _judge_here(
         yield row, cleaned, next((why for check in checks if (why := check(cleaned.text))), None)
 
 
-def _judge_in_workers(
-    rows: Iterable[dict[str, Any]],
-    checks: Sequence[Filter],
-    clean: Callable[[str], CleanText],
-    text_column: str,
-    *,
-    workers: int,
+def _ask_ordered(
+    judged: Iterable[tuple[dict[str, Any], Judgement | None]], checks: Sequence[Filter]
 ) -> Iterator[_Judged]:
-    """Clean and filter rows in workers; ask the ordered checks here, in order."""
+    """Ask the ordered checks here, in order, about rows that were cleaned in other processes."""
     ordered = [check for check in checks if isinstance(check, OrderedCheck)]
-    judge = partial(_judge_text, clean=clean, checks=checks)
-
-    for row, judgement in map_texts(judge, rows, text_column, workers=workers):
+    for row, judgement in judged:
         if judgement is None:
             yield row, None, None
             continue
@@ -330,7 +336,7 @@ def _judge_in_workers(
 
 def _judge_text(
     text: str, *, clean: Callable[[str], CleanText], checks: Sequence[Filter]
-) -> _Judgement:
+) -> Judgement:
     """Clean a text, ask the filters, and take its fingerprints for the ordered checks."""
     cleaned = clean(text)
     fingerprints = []
@@ -338,9 +344,9 @@ def _judge_text(
         if isinstance(check, OrderedCheck):
             fingerprints.append(check.fingerprint(cleaned.text))
         elif reason := check(cleaned.text):
-            return _Judgement(cleaned, fingerprints, reason)
+            return Judgement(cleaned, fingerprints, reason)
 
-    return _Judgement(cleaned, fingerprints, None)
+    return Judgement(cleaned, fingerprints, None)
 
 
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:

@@ -145,10 +145,14 @@ def _chunks(rows: Iterable[TextRow], text_column: str) -> Iterator[list[TextRow]
 
 
 def _prepare_worker(function: Callable[[str], Any], parent: int) -> None:
-    """Prepare a worker: the parent alone decides when it ends."""
+    """Prepare a worker for its function."""
     global _worker_function
     _worker_function = function
+    leave_with_parent(parent)
 
+
+def leave_with_parent(parent: int) -> None:
+    """Let the parent alone decide when this process ends."""
     # Ctrl-C reaches every process of a terminal, and the parent handles it for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

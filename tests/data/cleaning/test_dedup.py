@@ -17,11 +17,11 @@ from hfstack.data.cleaning.dedup import (
     HashSet,
     NearDuplicates,
     duplicate_checks,
-    held_out,
     shingle_hashes,
     text_hash,
 )
 from hfstack.data.cleaning.pipeline import clean_text
+from hfstack.data.cleaning.splits import held_out
 from hfstack.data.columns import strings_of
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
