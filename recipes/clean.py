@@ -140,6 +140,7 @@ def main(args: CleanArgs, text_args: TextArgs, cluster_args: ClusterArgs) -> dic
                 eval_fraction=args.eval_fraction,
                 save_dropped=args.save_dropped,
             )
+
         seconds = time.perf_counter() - started
         cpu_s = cpu_seconds() - started_cpu
         if cluster is not None:
