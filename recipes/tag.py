@@ -34,6 +34,7 @@ from hfstack.tasks.token_classification.data import (
 )
 from hfstack.tasks.token_classification.metrics import (
     beside_baseline,
+    likeliest_tags,
     metric_names,
     tag_metrics,
     type_table,
@@ -143,7 +144,7 @@ def main(
                 ],
                 compute_metrics=lambda done: tag_metrics(gold, tagged(done.predictions), names),
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
-                preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
+                preprocess_logits_for_metrics=likeliest_tags,
             )
         problems = training_problems(trainer, len(names))
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

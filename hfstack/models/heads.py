@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
@@ -301,7 +302,7 @@ def require_equal_ends(config: PreTrainedConfig, rows: Iterable[Sequence[int]]) 
     is_such = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     if not config.is_encoder_decoder and not is_such:
         return
-    end: Any = config.eos_token_id
+    end: Any = getattr(config, "eos_token_id", None)
     counts = {list(row).count(end) for row in rows}
     if len(counts) > 1 or 0 in counts:
         found = ", ".join(map(str, sorted(counts)))
@@ -310,6 +311,36 @@ def require_equal_ends(config: PreTrainedConfig, rows: Iterable[Sequence[int]]) 
             f"each text, of which these texts hold {found}: use an encoder, a causal model, or a "
             "tokenizer that ends each text with one"
         )
+
+
+def refuse_unreadable_rows(model: PreTrainedModel, *, purpose: str, **options: Any) -> None:
+    """Refuse an encoder-decoder whose head cannot read token ids alone.
+
+    Some families need the decoder's first token from their configuration, or take no `use_cache`.
+
+    Args:
+        model: loaded for the task; families without a decoder read any row.
+        purpose: ends "... cannot".
+        options: of the forward pass that training makes.
+
+    Raises:
+        ConfigError: with what the family says.
+    """
+    config: Any = model.config
+    if not config.is_encoder_decoder:
+        return
+    end = getattr(config.get_text_config(), "eos_token_id", None)
+    row = [0, end if isinstance(end, int) else 1]
+    token_ids = torch.tensor([row], device=model.device)
+
+    try:
+        with torch.no_grad():
+            model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), **options)
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+        said = str(error).splitlines()[-1].lstrip(" )")  # a module may stand before it
+        raise ConfigError(
+            f"{type(model).__name__} cannot {purpose}: {said}; use an encoder or a causal model"
+        ) from error
 
 
 def _module_names(parameters: Iterable[str]) -> list[str]:

@@ -16,11 +16,15 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
+    T5Config,
+    T5ForQuestionAnswering,
+    T5ForSequenceClassification,
 )
 from trl import ModelConfig
 
-from hfstack.errors import ConfigError
-from hfstack.models.heads import require_equal_ends
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.contents import refuse_lost_layers
+from hfstack.models.heads import refuse_unreadable_rows, require_equal_ends
 from hfstack.models.sequence_head import is_own_classifier, register_classifier
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 
@@ -92,3 +96,32 @@ def test_an_encoder_decoder_needs_one_end_token_a_text() -> None:
         require_equal_ends(BartConfig(eos_token_id=2, is_encoder_decoder=False), [[5], [6]])
     with pytest.raises(ConfigError, match=r"\(id 2\) of each text, of which these texts hold 0, 1"):
         require_equal_ends(bart, [[5, 2], [6]])
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "words"),
+    [(None, {}, "decoder_start_token_id"), (0, {"use_cache": False}, None)],
+)
+def test_an_encoder_decoder_that_cannot_read_rows_is_refused(
+    start: int | None, options: dict, words: str | None
+) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+    config = T5Config(vocab_size=40, num_decoder_layers=1, num_labels=1, pad_token_id=0, **sizes)
+    if start is not None:
+        config.decoder_start_token_id = start
+    model = T5ForSequenceClassification(config)
+
+    if words is None:
+        refuse_unreadable_rows(model, purpose="give rewards", **options)
+        return
+    with pytest.raises(ConfigError, match="T5ForSequenceClassification cannot give") as said:
+        refuse_unreadable_rows(model, purpose="give rewards", **options)
+    assert words in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_head_beside_the_layers_of_t5_is_new_and_a_lost_layer_is_not(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+    model = T5ForQuestionAnswering(T5Config(vocab_size=40, num_decoder_layers=1, **sizes))
+    refuse_lost_layers(model, ["qa_outputs.weight", "qa_outputs.bias"], "t5")
+    with pytest.raises(CheckpointError, match=r"t5 lacks 1 weights, such as encoder\.block\.0"):
+        refuse_lost_layers(model, ["qa_outputs.bias", "encoder.block.0.layer.0.weight"], "t5")

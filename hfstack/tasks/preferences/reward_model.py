@@ -27,6 +27,7 @@ from hfstack.models.heads import (
     load_with_config,
     padding_id,
     read_config,
+    refuse_unreadable_rows,
 )
 from hfstack.models.loading import check_vocabulary, find_architecture, require_model_name
 
@@ -83,6 +84,7 @@ def load_reward_model(
         AutoModelForSequenceClassification, args, config, config_file, purpose="give rewards"
     )
     check_vocabulary(model, tokenizer, name)
+    refuse_unreadable_rows(model, purpose="give rewards", use_cache=False)
 
     # a head finds the end of a text by what pads: where that is the end itself, it never reads it
     if training and modules and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

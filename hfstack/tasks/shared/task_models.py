@@ -30,6 +30,7 @@ from hfstack.models.heads import (
     load_with_config,
     lora_beside_head,
     read_config,
+    refuse_unreadable_rows,
     set_attention_dropout,
 )
 from hfstack.models.loading import (
@@ -215,6 +216,7 @@ def _load_base(
         _AUTO[task], args, config, config_file, purpose=_PURPOSES[task]
     )
     check_vocabulary(model, tokenizer, name)
+    refuse_unreadable_rows(model, purpose=_PURPOSES[task])
 
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)

@@ -43,6 +43,16 @@ from hfstack.tasks.token_classification.schemes import (
 )
 
 
+def likeliest_tags(outputs: Any, _: torch.Tensor) -> torch.Tensor:
+    """Return the number of the likeliest tag of each token, (N, T).
+
+    Args:
+        outputs: logits (N, T, L); of an encoder-decoder with its states behind them.
+    """
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits.argmax(-1)
+
+
 def word_tags(
     choices: Sequence[Sequence[int]],
     windows: Sequence[SentenceWindow],
