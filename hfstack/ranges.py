@@ -62,7 +62,8 @@ _TABLE = {
     "(0, 1]": "soft_label_weight tolerance top_p utilization vllm_gpu_memory_utilization",
     # what is counted: at least one, or none
     "[0, 65535]": "port",
-    "[1, inf)": "answers_per_prompt batch_size code_k code_samples code_tokens matryoshka_dims "
+    "[1, inf)": "answers_per_prompt batch_size cluster_memory_gib cluster_tasks cluster_workers "
+    "code_k code_samples code_tokens matryoshka_dims "
     "mini_batch_size teacher_top_k top ddp_bucket_cap_mb max_items min_judgements overlap "
     "extraction_tokens pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "

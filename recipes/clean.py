@@ -119,6 +119,7 @@ def main(args: CleanArgs, text_args: TextArgs, cluster_args: ClusterArgs) -> dic
             # the filters are in this file
             identity=[Path(__file__).read_text(encoding="utf-8"), repr(args), repr(text_args)],
         )
+
         report = CleaningReport()
         started, started_cpu = time.perf_counter(), cpu_seconds()
         documents = clean_documents(
@@ -131,6 +132,7 @@ def main(args: CleanArgs, text_args: TextArgs, cluster_args: ClusterArgs) -> dic
             workers=text_args.workers,
             elsewhere=cluster,
         )
+
         with closing(documents):
             counts = write_documents(
                 documents,

@@ -51,6 +51,7 @@ def stubs_of(recipe: str, flags: list[str], model: FinishedModel) -> dict[str, A
         "evaluate_lm": loading
         | {
             "context_length": lambda _: 64,
+            "require_causal": lambda *_: None,
             "check_training_text": lambda *_, **__: None,
             "score_documents": lambda _, __, texts, **___: stop({"text": one} for one in texts),
         },

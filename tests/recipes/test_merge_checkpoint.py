@@ -68,7 +68,7 @@ def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
     write_manifest(checkpoint, step=6, world_size=2)
     with pytest.raises(CheckpointError, match=f"{name} is a link to .*private.txt, outside of"):
         run_recipe("merge_checkpoint", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "run.log"}
     (checkpoint / SHARD).unlink()
     with pytest.raises(
         CheckpointError, match=f"is no complete checkpoint: {SHARD} is missing; name another"

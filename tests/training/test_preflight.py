@@ -354,6 +354,7 @@ def test_what_upstream_refuses_of_a_trainer_is_one_line_in_every_recipe() -> Non
     by_class = {
         "fine_tuning.SFTTrainerByTokens(": "sft/setup.py",
         "Trainer(EachPairCounts, ": "preferences/pair_counting.py",
+        "PairwiseRewardTrainer(": "preferences/pair_counting.py",
     }
     by_class |= dict.fromkeys(("PPOTrainer(", "online.group_trainer("), "rl/ppo/checkpointed.py")
 

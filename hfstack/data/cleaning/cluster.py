@@ -1,4 +1,4 @@
-"""Clean files on many machines, and decide about duplicates here, in the order of the rows.
+"""Clean files on many machines, and decide about duplicates here, in order.
 
 Each task reads some of the files, cleans and filters their texts, and writes what it found and the
 fingerprints of each text into a part of the work folder. Which of two equal texts is the first, no
@@ -166,7 +166,7 @@ class JudgeFiles:
 
 
 class ClusterCleaning:
-    """The cleaning of files on a cluster, called with what is to be found out about a text.
+    """Clean files on a cluster, when called with what to find out about a text.
 
     Args:
         sources: local files, all of them read whole.

@@ -321,7 +321,7 @@ def _judge_here(
 def _ask_ordered(
     judged: Iterable[tuple[dict[str, Any], Judgement | None]], checks: Sequence[Filter]
 ) -> Iterator[_Judged]:
-    """Ask the ordered checks here, in order, about rows that were cleaned in other processes."""
+    """Ask the ordered checks, in order, about rows that others have cleaned."""
     ordered = [check for check in checks if isinstance(check, OrderedCheck)]
     for row, judgement in judged:
         if judgement is None:

@@ -1,4 +1,4 @@
-"""Choose which clean documents are held out, and write each document where it belongs."""
+"""Choose which documents are held out, and write each where it belongs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -26,7 +26,7 @@ def held_out(text: str, fraction: float) -> bool:
 
 
 def _place(text: str) -> int:
-    """Return where a text stands in the order in which texts are held out, below 2**64."""
+    """Return where a text stands in the order of holding out, below 2**64."""
     return text_hash(text, b"eval split")
 
 

@@ -1,4 +1,4 @@
-"""Run the tasks of a datatrove pipeline until all are complete: here, on Slurm, or on Ray.
+"""Run the tasks of a datatrove pipeline: here, on Slurm, or on Ray.
 
 A task that was ended from outside (kill -9, a lost node) is started again, a few times; one that
 found a mistake of the user is not.

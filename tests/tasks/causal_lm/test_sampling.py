@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hfstack.errors import ConfigError
+from hfstack.tasks.causal_lm import generate
 from hfstack.tasks.causal_lm.generate import generate_from_ids
 from hfstack.tasks.causal_lm.sampling import (
     SamplingArgs,
@@ -48,12 +49,23 @@ def surprise(model: Any, tokens: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
-def test_draws_are_those_of_multinomial(model, tiny_tokenizer, hostile: dict[str, Any]) -> None:
+@pytest.mark.parametrize("way", ["decode_in_slots", "_by_generate"])
+def test_draws_are_those_of_multinomial(
+    model, tiny_tokenizer, hostile: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in hostile.items():
         setattr(model.generation_config, name, value)
-    drawn: list[torch.Tensor] = []
-    stock = model.generate
-    model.generate = lambda **given: drawn.append(stock(**given)) or drawn[-1]
+    if way == "_by_generate":
+        monkeypatch.setattr(generate, "find_step", lambda _: None)
+    drawn: list[int] = []
+    stock = getattr(generate, way)
+
+    def noted(*args: Any, **given: Any) -> list[list[int]]:
+        found = stock(*args, **given)
+        drawn.extend(tokens[0] for tokens in found)
+        return found
+
+    monkeypatch.setattr(generate, way, noted)
 
     torch.manual_seed(0)
     generate_from_ids(
@@ -64,7 +76,7 @@ def test_draws_are_those_of_multinomial(model, tiny_tokenizer, hostile: dict[str
         temperature=1.0,
         batch_size=DRAWS,
     )
-    assert abs(surprise(model, drawn[0][:, -1])) < 4
+    assert len(drawn) == DRAWS and abs(surprise(model, torch.tensor(drawn))) < 4
     for name, value in hostile.items():
         assert getattr(model.generation_config, name) == value  # and they are saved with the model
 

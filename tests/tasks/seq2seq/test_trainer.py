@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from hfstack.errors import ConfigError
 from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer, seq2seq_trainer_settings
 from hfstack.tasks.shared.token_tasks import InOrderTrainer
-from hfstack.training.token_average import EachTokenCounts
+from hfstack.training.token_average import EachRowCounts
 
 
 def test_settings(tmp_path: Path) -> None:
@@ -49,8 +49,6 @@ def test_settings(tmp_path: Path) -> None:
 def test_evaluation_is_in_order() -> None:
     assert InOrderSeq2SeqTrainer._get_eval_sampler is InOrderTrainer._get_eval_sampler
     # each batch is generated as upstream does it, and then its tokens are counted
-    after = InOrderSeq2SeqTrainer.__mro__[
-        InOrderSeq2SeqTrainer.__mro__.index(EachTokenCounts) + 1 :
-    ]
+    after = InOrderSeq2SeqTrainer.__mro__[InOrderSeq2SeqTrainer.__mro__.index(EachRowCounts) + 1 :]
     steps = [cls for cls in after if "prediction_step" in vars(cls)]
     assert steps[0] is Seq2SeqTrainer
