@@ -1,5 +1,6 @@
 """The commands of the docs that take data, with their YAML: every row comes out as it went in."""
 
+import gzip
 import json
 import re
 import shlex
@@ -185,8 +186,8 @@ def write_files(recipe: str, flags: list[str]) -> tuple[Rows, Rows]:
         if path.suffix == ".parquet":
             datasets.Dataset.from_list(rows[option]).to_parquet(str(path))
             continue
-        packed = zstandard.compress(content.encode()) if path.suffix == ".zst" else content.encode()
-        path.write_bytes(packed)
+        pack = {".zst": zstandard.compress, ".gz": gzip.compress}.get(path.suffix, bytes)
+        path.write_bytes(pack(content.encode()))
     return rows["--datasets"] or rows["--prompts_file"], rows["--eval_datasets"]
 
 

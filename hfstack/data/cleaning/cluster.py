@@ -277,7 +277,7 @@ def _files_of(source: Source) -> tuple[DataFile, ...]:
 
 
 def _refuse_other_columns(files: Sequence[DataFile], summaries: Sequence[dict[str, Any]]) -> None:
-    """Refuse files of one dataset with other columns, which one process would see as it reads."""
+    """Refuse files of one dataset with other columns, as one process would."""
     first = summaries[0]
     for file, summary in zip(files, summaries, strict=True):
         if (summary["keys"], summary["left_out"]) != (first["keys"], first["left_out"]):
