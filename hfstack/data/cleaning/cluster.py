@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfstack.data.cleaning.pipeline import CleanText, Judgement
+from hfstack.data.cleaning.pipeline import CleanText, JudgedText
 from hfstack.data.cleaning.tasks import TaskRunner, run_locally, run_on_ray, run_on_slurm
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.jsonl import write_jsonl
@@ -117,7 +117,7 @@ class JudgeFiles:
     def __init__(
         self,
         files: Sequence[DataFile],
-        judge: Callable[[str], Judgement],
+        judge: Callable[[str], JudgedText],
         *,
         text_column: str,
         on_bad_row: OnBadRow,
@@ -207,8 +207,8 @@ class ClusterCleaning:
         """CPU seconds of the tasks, once all rows have been read."""
 
     def __call__(
-        self, judge: Callable[[str], Judgement]
-    ) -> Iterator[tuple[dict[str, Any], Judgement | None]]:
+        self, judge: Callable[[str], JudgedText]
+    ) -> Iterator[tuple[dict[str, Any], JudgedText | None]]:
         """Run the tasks, then yield each row with what was found out about its text.
 
         Raises:
@@ -288,7 +288,7 @@ def _refuse_other_columns(files: Sequence[DataFile], summaries: Sequence[dict[st
             )
 
 
-def _as_line(found: Judgement) -> dict[str, Any]:
+def _as_line(found: JudgedText) -> dict[str, Any]:
     return {
         "text": found.cleaned.text,
         "changes": sorted(found.cleaned.changes),
@@ -298,7 +298,7 @@ def _as_line(found: Judgement) -> dict[str, Any]:
     }
 
 
-def _read_part(path: Path) -> Iterator[tuple[dict[str, Any], Judgement | None]]:
+def _read_part(path: Path) -> Iterator[tuple[dict[str, Any], JudgedText | None]]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for text in file:
             line = json.loads(text)
@@ -306,7 +306,7 @@ def _read_part(path: Path) -> Iterator[tuple[dict[str, Any], Judgement | None]]:
                 yield line["row"], None
                 continue
             cleaned = CleanText(line["text"], frozenset(line["changes"]), line["masked"])
-            yield line["row"], Judgement(cleaned, line["fingerprints"], line["refusal"])
+            yield line["row"], JudgedText(cleaned, line["fingerprints"], line["refusal"])
 
 
 def _part_file(folder: Path, number: int) -> Path:

@@ -214,7 +214,7 @@ class OrderedCheck(ABC):
         return self.admit(self.fingerprint(text))
 
 
-class Judgement(NamedTuple):
+class JudgedText(NamedTuple):
     """What can be said of a text without the texts before it.
 
     `refusal` is the reason of the filter that objects; the fingerprints are those of the ordered
@@ -227,7 +227,7 @@ class Judgement(NamedTuple):
 
 
 JudgeElsewhere = Callable[
-    [Callable[[str], Judgement]], Iterable[tuple[dict[str, Any], Judgement | None]]
+    [Callable[[str], JudgedText]], Iterable[tuple[dict[str, Any], JudgedText | None]]
 ]
 """Calls a function with the text of each row, on other machines; None for a row without text."""
 
@@ -319,7 +319,7 @@ def _judge_here(
 
 
 def _ask_ordered(
-    judged: Iterable[tuple[dict[str, Any], Judgement | None]], checks: Sequence[Filter]
+    judged: Iterable[tuple[dict[str, Any], JudgedText | None]], checks: Sequence[Filter]
 ) -> Iterator[_Judged]:
     """Ask the ordered checks, in order, about rows that others have cleaned."""
     ordered = [check for check in checks if isinstance(check, OrderedCheck)]
@@ -336,7 +336,7 @@ def _ask_ordered(
 
 def _judge_text(
     text: str, *, clean: Callable[[str], CleanText], checks: Sequence[Filter]
-) -> Judgement:
+) -> JudgedText:
     """Clean a text, ask the filters, and take its fingerprints for the ordered checks."""
     cleaned = clean(text)
     fingerprints = []
@@ -344,9 +344,9 @@ def _judge_text(
         if isinstance(check, OrderedCheck):
             fingerprints.append(check.fingerprint(cleaned.text))
         elif reason := check(cleaned.text):
-            return Judgement(cleaned, fingerprints, reason)
+            return JudgedText(cleaned, fingerprints, reason)
 
-    return Judgement(cleaned, fingerprints, None)
+    return JudgedText(cleaned, fingerprints, None)
 
 
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:

@@ -23,7 +23,7 @@ from hfstack.logs import get_logger
 logger = get_logger(__name__)
 
 _MOST_STARTS = 4
-_POLL_S = 2.0
+_ASK_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def run_on_slurm(runner: TaskRunner) -> None:
             executor.launch_job()
             logger.info("job %s of Slurm, %s", executor.job_id, name)
             while _slurm_knows(name):
-                time.sleep(_POLL_S)
+                time.sleep(_ASK_EVERY_S)
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
             raise MachineError(f"Slurm does not take the jobs: {error}") from None
         finally:
