@@ -115,7 +115,7 @@ def train(side: str, story: Path, steps: int, seed: int) -> dict[str, float]:
 
 
 def settings(output_dir: str, steps: int, seed: int) -> dict[str, Any]:
-    """Return what both sides are told in the same words."""
+    """Return the settings that both sides share."""
     return {
         "output_dir": output_dir,
         "per_device_train_batch_size": ANSWERS,

@@ -1,10 +1,11 @@
 """Refuse settings that need a package which is not installed."""
 
+import importlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, MissingExtraError
 
 # A tracker of `--report_to` and the packages of which one has to be there.
 _TRACKERS = {
@@ -24,6 +25,22 @@ _ATTENTION = {
     "flash_attention_2": ("flash_attn", "kernels"),
     "flash_attention_3": ("flash_attn_3", "flash_attn_interface", "kernels"),
 }
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """Return a module of an extra, such as `sentence_transformers` or one below it.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        # a module that the package itself lacks is no missing extra
+        if error.name != package:
+            raise
+        raise MissingExtraError(package, extra) from None
 
 
 def refuse_missing_packages(values: Mapping[str, Any]) -> None:

@@ -117,7 +117,11 @@ def main(args: CleanArgs, text_args: TextArgs, cluster_args: ClusterArgs) -> dic
             workers=text_args.workers,
             log=read,
             # the filters are in this file
-            identity=[Path(__file__).read_text(encoding="utf-8"), repr(args), repr(text_args)],
+            identity=[
+                Path(__file__).read_text(encoding="utf-8"),
+                *(repr(args), repr(text_args)),
+                describe_sources(args.decontaminate, read),
+            ],
         )
 
         report = CleaningReport()

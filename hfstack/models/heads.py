@@ -336,6 +336,7 @@ def refuse_unreadable_rows(model: PreTrainedModel, *, purpose: str, **options: A
     try:
         with torch.no_grad():
             model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), **options)
+    # each family fails in its own way: an attribute, an argument, or a refusal of its own
     except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
         said = str(error).splitlines()[-1].lstrip(" )")  # a module may stand before it
         raise ConfigError(

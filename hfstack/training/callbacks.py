@@ -285,7 +285,7 @@ class SampleTable(TrainerCallback):
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(args.seed)
                 pairs = self.sample(model)
-        except (Preempted, ConfigError, DataError):  # what the user can mend is no such thing
+        except (Preempted, ConfigError, DataError):  # these say what the user can change
             raise
         except Exception as error:
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

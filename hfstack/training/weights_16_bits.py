@@ -80,7 +80,7 @@ def _call(module: nn.Module, getter: str) -> Any:
     """Return what a model's method returns, None where it has no answer."""
     try:
         return getattr(module, getter)()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # upstream's answer for: there is none
         return None
 
 

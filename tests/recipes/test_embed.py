@@ -355,7 +355,7 @@ def test_a_finished_model_that_lost_weights_is_refused(embed, tmp_path: Path, ki
     save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"lack.* {lost}"):
         load_retriever(ModelConfig(model_name_or_path=str(tmp_path / "out")))
-    # a head is made anew where it is trained again, and only there
+    # a head is newly initialised where it is trained again, and only there
     if kind == "cross_encoder":
         again = {"output_dir": tmp_path / "again", "model_name_or_path": tmp_path / "out"}
         assert embed(kind=kind, **again)["train_loss"] > 0

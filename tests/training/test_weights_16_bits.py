@@ -77,8 +77,8 @@ def test_an_embedding_beside_an_adapter_is_not_trained_in_16_bits(
         if dtype == torch.float32:
             settle_half_weights(made)
             continue
-        told = rf"--lora_modules_to_save {name}: .* set --dtype float32, .* leave {name} out"
-        with pytest.raises(ConfigError, match=told):
+        message = rf"--lora_modules_to_save {name}: .* set --dtype float32, .* leave {name} out"
+        with pytest.raises(ConfigError, match=message):
             settle_half_weights(made)
         made.is_deepspeed_enabled = True
         settle_half_weights(made)

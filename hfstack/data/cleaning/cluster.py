@@ -107,7 +107,7 @@ class JudgeFiles:
     """Clean and filter the rows of some files: a step of a datatrove pipeline.
 
     Args:
-        files: all files, of which a task takes every so-manieth.
+        files: all files, of which each task takes those behind its rank, in steps of all tasks.
         judge: what is found out about one text.
         text_column: column of the text.
         on_bad_row: what becomes of malformed rows.
@@ -200,7 +200,10 @@ class ClusterCleaning:
         self._on_bad_row: OnBadRow = on_bad_row
 
         files = [file for _, some in self._files for file in some]
-        digest = hash_text(json.dumps([_code(), [_stamp(file) for file in files], *identity]))[:12]
+        # which tasks are complete says something only of as many tasks
+        self._tasks = min(args.cluster_tasks or len(files), len(files))
+        stamps = [_stamp(file) for file in files]
+        digest = hash_text(json.dumps([_code(), self._tasks, stamps, *identity]))[:12]
         parent = Path(args.cluster_folder or f"{output_dir}.cluster").absolute()
         self._folder = parent / f"clean-{digest}"
         self.cpu_s = 0.0
@@ -222,8 +225,7 @@ class ClusterCleaning:
         for left in parts.glob("*.error"):
             left.unlink()
 
-        tasks = min(self._args.cluster_tasks or len(files), len(files))
-        logger.info("%s: %d files in %d tasks", self._folder, len(files), tasks)
+        logger.info("%s: %d files in %d tasks", self._folder, len(files), self._tasks)
         _RUNNERS[self._args.cluster](
             TaskRunner(
                 JudgeFiles(
@@ -233,7 +235,7 @@ class ClusterCleaning:
                     on_bad_row=self._on_bad_row,
                     folder=parts,
                 ),
-                tasks=tasks,
+                tasks=self._tasks,
                 workers=self._args.cluster_workers,
                 folder=self._folder,
                 memory_gib=self._args.cluster_memory_gib,

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.data.cleaning.workers import leave_with_parent
-from hfstack.errors import DataError, MachineError, MissingExtraError
+from hfstack.errors import DataError, MachineError
 from hfstack.logs import get_logger
+from hfstack.packages import import_extra
 
 logger = get_logger(__name__)
 
+_EXTRA = "cluster"
 _MOST_STARTS = 4
 _ASK_EVERY_S = 2.0
 
@@ -55,7 +57,7 @@ class TaskRunner:
 
     def executor(self) -> Any:
         """Return what runs tasks in this process, and knows which are complete."""
-        local = _import("datatrove.executor.local").LocalPipelineExecutor
+        local = import_extra("datatrove.executor.local", _EXTRA).LocalPipelineExecutor
         return local([self.step], tasks=self.tasks, workers=1, logging_dir=self.logging_dir)
 
     def incomplete(self) -> list[int]:
@@ -129,8 +131,8 @@ def run_on_slurm(runner: TaskRunner) -> None:
         MachineError: sbatch refuses, or a task was ended again and again.
         MissingExtraError: datatrove is not installed.
     """
-    slurm = _import("datatrove.executor.slurm").SlurmPipelineExecutor
-    _import("loguru").logger.disable("datatrove")  # the lines below say it
+    slurm = import_extra("datatrove.executor.slurm", _EXTRA).SlurmPipelineExecutor
+    import_extra("loguru", _EXTRA).logger.disable("datatrove")  # the lines below say it
     name = runner.folder.name
     for _ in range(_MOST_STARTS):
         if not runner.incomplete():
@@ -179,7 +181,7 @@ def run_on_ray(runner: TaskRunner) -> None:
         MissingExtraError: datatrove or Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless asked for
-    ray = _import("ray")
+    ray = import_extra("ray", _EXTRA)
     address = runner.settings["ray_address"]
     alone = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, configure_logging=False, **alone)
@@ -234,16 +236,3 @@ def _slurm_knows(name: str) -> bool:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def _import(name: str) -> Any:
-    """Return a module of the extra `cluster`."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name != package:
-            raise
-        raise MissingExtraError(package, "cluster") from None

@@ -3,10 +3,9 @@
 sentence-transformers takes a second to import, which no other recipe should pay.
 """
 
-import importlib
 from typing import Any
 
-from hfstack.errors import MissingExtraError
+from hfstack.packages import import_extra
 
 _EXTRA = "retrieval"
 
@@ -17,10 +16,4 @@ def import_library(name: str) -> Any:
     Raises:
         MissingExtraError: the package is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name != package:
-            raise
-        raise MissingExtraError(package, _EXTRA) from None
+    return import_extra(name, _EXTRA)

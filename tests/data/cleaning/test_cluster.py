@@ -93,6 +93,9 @@ def test_tasks_that_are_killed_and_none_that_is_complete_is_done_again(
     again = clean(inputs, cleaning(inputs), partial(note_process, folder=processes))
     assert again == found and not list(processes.iterdir())
 
+    # another number of tasks deals the files in another way: none of them is complete
+    assert clean(inputs, cleaning(inputs, cluster_tasks=2))[0] == clean(inputs, None)[0]
+
     # other settings, or a file that has changed, is other work
     clean(inputs, cleaning(inputs, identity=["x"]), partial(note_process, folder=processes))
     assert len(list(processes.iterdir())) == FILES
