@@ -9,7 +9,7 @@ longest prompt, T tokens of the longest completion, S columns of the cache so fa
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings, sample_tokens
 from hfstack.tasks.causal_lm.decoding.slots import BUCKET, SlotCache, layers_of_keys_and_values
+from hfstack.tasks.causal_lm.decoding.step import DecodeStep, DecodingStep
 
 # Slots are given to others once fewer than this share of them are still generated.
 _MIN_ACTIVE_SHARE = 0.7
@@ -25,30 +26,6 @@ _MIN_ACTIVE_SHARE = 0.7
 # Steps between two looks at what is finished: each look waits for an accelerator.
 _STEPS_PER_LOOK = {"cpu": 1}
 _STEPS_PER_LOOK_ACCELERATOR = 8
-
-
-class DecodingStep(NamedTuple):
-    """The result of one step of decoding."""
-
-    logits: Tensor  # (r, V) fp32, of the next token
-    values: Tensor | None  # (r,) fp32, of the state before the next token; None: there are none
-    cache: Cache
-
-
-class DecodeStep(Protocol):
-    """Appends tokens at positions, (r, t) each, to a cache; returns what follows."""
-
-    def __call__(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        /,
-        *,
-        attention_mask: Tensor | None,
-        cache: Cache | None,
-    ) -> DecodingStep:
-        """Take one step; the mask is (r, S), or None when no row is padded."""
-        ...
 
 
 class Completions(NamedTuple):

@@ -22,8 +22,9 @@ from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.output_head import OutputHead, body_of, find_output_head, without_adapter
 from hfstack.models.probes import embedding_rows, random_ids
 from hfstack.progress import follow
-from hfstack.tasks.causal_lm.decoding.decode import Decoder, DecodingStep
+from hfstack.tasks.causal_lm.decoding.decode import Decoder
 from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings
+from hfstack.tasks.causal_lm.decoding.step import DecodingStep
 
 logger = get_logger(__name__)
 

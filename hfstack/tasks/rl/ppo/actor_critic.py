@@ -27,7 +27,7 @@ from hfstack.logs import get_logger
 from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.models.output_head import OutputHead, body_of, find_output_head
-from hfstack.tasks.causal_lm.decoding.decode import DecodingStep
+from hfstack.tasks.causal_lm.decoding.step import DecodingStep
 from hfstack.tasks.rl.ppo.log_probs import score_tokens
 
 logger = get_logger(__name__)
