@@ -177,7 +177,7 @@ def plan(device: str, *, tiny: bool) -> Figures:
 
 
 def rollouts(device: str, *, tiny: bool) -> Figures:
-    """Measure sampling at GPT-2's shape in bf16: `generate` and the native engine."""
+    """Measure sampling at GPT-2's shape in bf16: `generate`, the native engine, and its graphs."""
     from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
     from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
     from hfstack.tasks.rl.ppo.engines.native import NativeEngine
@@ -203,8 +203,17 @@ def rollouts(device: str, *, tiny: bool) -> Figures:
     def native(rows: int) -> None:
         NativeEngine(settings).generate(policy, [[7] * 32] * rows)
 
+    engine = NativeEngine(settings, cuda_graphs=True)  # it keeps what it has captured
+
+    def with_graphs(rows: int) -> None:
+        engine.generate(policy, [[7] * 32] * rows)
+
     found = []
-    sides: dict[str, Callable[[int], None]] = {"generate": generate, "native": native}
+    sides: dict[str, Callable[[int], None]] = {
+        "generate": generate,
+        "native": native,
+        "native, CUDA graphs": with_graphs,
+    }
     for rows in (1, 8) if tiny else (1, 64):
         for name, run in sides.items():
             run(rows)  # warm

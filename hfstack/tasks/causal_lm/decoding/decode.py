@@ -17,6 +17,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import Cache
 
 from hfstack.tasks.causal_lm.decoding.draw import SamplingSettings, sample_tokens
+from hfstack.tasks.causal_lm.decoding.graphs import GraphedSteps
 from hfstack.tasks.causal_lm.decoding.slots import BUCKET, SlotCache, layers_of_keys_and_values
 from hfstack.tasks.causal_lm.decoding.step import DecodeStep, DecodingStep
 
@@ -50,6 +51,7 @@ class Decoder:
             over them: every process then takes as many steps as the slowest, since each step
             gathers weights. None otherwise.
         generator: of the random numbers; None for torch's own.
+        graphs: of the step, which are replayed where they can be; None for none.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Decoder:
         device: torch.device,
         max_over_processes: Callable[[int], int] | None = None,
         generator: torch.Generator | None = None,
+        graphs: GraphedSteps | None = None,
     ) -> None:
         self._step = step
         self._settings = settings
@@ -72,6 +75,7 @@ class Decoder:
         # Only a cache of slots takes others in; with sharded weights all processes begin together.
         self._layers = None if config is None else layers_of_keys_and_values(config)
         self.refills = self._layers is not None and max_over_processes is None
+        self._graphs = graphs if self.refills else None
         self._steps_per_look = _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ACCELERATOR)
 
     @torch.no_grad()
@@ -139,7 +143,8 @@ class Decoder:
         self._cache: Cache | None = None
         if self._layers is not None:
             columns = max(longest) + self._settings.max_new_tokens
-            self._cache = SlotCache(self._layers, slots=self._most, columns=columns)
+            opens = SlotCache if self._graphs is None else self._graphs.open_cache
+            self._cache = opens(self._layers, slots=self._most, columns=columns)
 
     def _count_over_processes(self, live: int) -> int:
         """Return the largest number of completions that a process still generates."""
@@ -220,16 +225,34 @@ class Decoder:
             self._make_room(cache)
 
         self._filled += 1
+        positions = slots["before"] + slots["column"]  # (r,)
+        if self._graphs is not None and isinstance(cache, SlotCache):
+            step = self._replay(self._graphs, cache, positions)
+        else:
+            step = self._take_step(positions)
+        self._sample(step, slots)
+        self._sampled += 1
+
+    def _take_step(self, positions: Tensor) -> DecodingStep:
+        """Append the last token of each slot at its position (r,)."""
         mask = None
         if self._padded:
             columns = torch.arange(self._filled, device=self.device)  # (S,)
-            mask = (columns >= slots["start"][:, None]).long()  # (r, S)
+            mask = (columns >= self._slots["start"][:, None]).long()  # (r, S)
 
-        positions = (slots["before"] + slots["column"])[:, None]  # (r, 1)
-        step = self._step(slots["token"][:, None], positions, attention_mask=mask, cache=cache)
+        tokens = self._slots["token"][:, None]  # (r, 1)
+        step = self._step(tokens, positions[:, None], attention_mask=mask, cache=self._cache)
         self._cache = step.cache
-        self._sample(step, slots)
-        self._sampled += 1
+        return step
+
+    def _replay(self, graphs: GraphedSteps, cache: SlotCache, positions: Tensor) -> DecodingStep:
+        """Append as `_take_step` does: by a graph, or else so that the next time there is one."""
+        appended = (self._slots["token"], positions, self._slots["start"])  # (r,) each
+        step = graphs.replay(*appended, cache=cache)
+        if step is None:
+            step = self._take_step(positions)
+            graphs.learn(*appended, cache=cache, expected=step)
+        return step
 
     def _sample(self, step: DecodingStep, slots: dict[str, Tensor]) -> None:
         """Sample and record the next token of each slot; say which are still generated."""

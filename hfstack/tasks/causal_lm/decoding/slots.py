@@ -62,31 +62,61 @@ class SlotCache(Cache):
         layers: how many the model has.
         slots: rows that are in use at most.
         columns: that a completion needs at most, with its prompt.
+        at_once: allocate all of them with the first prompts, so that tables stay where they are.
     """
 
-    def __init__(self, layers: int, *, slots: int, columns: int) -> None:
+    def __init__(self, layers: int, *, slots: int, columns: int, at_once: bool = False) -> None:
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.slots = slots
         self.longest = columns
+        self.at_once = at_once
         self.columns = 0  # allocated
+        self.allocations = 0  # how often tables were allocated
+
+    @property
+    def slot_layers(self) -> list[SlotLayer]:
+        """Return the layers."""
+        return cast(list[SlotLayer], self.layers)
+
+    @property
+    def rows(self) -> int:
+        """Return the slots that are in use."""
+        return self.slot_layers[0].rows
 
     @property
     def filled(self) -> int:
         """Return the columns that are filled."""
-        return self._own[0].filled
+        return self.slot_layers[0].filled
 
-    @property
-    def _own(self) -> list[SlotLayer]:
-        return cast(list[SlotLayer], self.layers)
+    def tables(self) -> list[Tensor]:
+        """Return keys and values (s, H, C, d) of all layers; none before the first prompts."""
+        found = [table for layer in self.slot_layers for table in (layer.keys, layer.values)]
+        return [table for table in found if table is not None]
+
+    def count_bytes(self) -> int:
+        """Return the size of the tables."""
+        return sum(table.nbytes for table in self.tables())
+
+    def empty(self) -> None:
+        """Free all slots, and keep the tables."""
+        for table in self.tables():
+            table.zero_()  # what is not finite would spread
+        for layer in self.slot_layers:
+            layer.rows = layer.filled = 0
+
+    def advance(self) -> None:
+        """Count one more column as filled, which was written to the tables themselves."""
+        for layer in self.slot_layers:
+            layer.filled += 1
 
     def add(self, prefilled: Cache, rows: Tensor) -> None:
         """Append rows (k,) of a cache of prompts, each to a slot, with the same end.
 
         An empty cache takes the prompts' columns; otherwise they must not be more than its own.
         """
-        first = self._own[0].rows
+        first = self.slot_layers[0].rows
         sources = cast(list[DynamicLayer], prefilled.layers)
-        for layer, source in zip(self._own, sources, strict=True):
+        for layer, source in zip(self.slot_layers, sources, strict=True):
             keys, values = cast(Tensor, source.keys), cast(Tensor, source.values)  # (u, H, P, d)
             width = keys.shape[2]
             if first == 0:
@@ -95,16 +125,17 @@ class SlotCache(Cache):
 
             if layer.keys is None or layer.filled > self.columns:
                 layer.allocate(source, self.slots, self._bucket(layer.filled))
+                self.allocations += 1
             layer.rows = first + len(rows)
             columns = slice(layer.filled - width, layer.filled)
             cast(Tensor, layer.keys)[first : layer.rows, :, columns] = keys[rows]
             cast(Tensor, layer.values)[first : layer.rows, :, columns] = values[rows]
 
-        self.columns = cast(Tensor, self._own[0].keys).shape[2]
+        self.columns = cast(Tensor, self.slot_layers[0].keys).shape[2]
 
     def keep(self, count: int, *, holes: Tensor, movers: Tensor) -> None:
         """Free rows: move `movers` to `holes`, and keep the first `count`."""
-        for layer in self._own:
+        for layer in self.slot_layers:
             for table in (cast(Tensor, layer.keys), cast(Tensor, layer.values)):
                 if len(holes):
                     table[holes, :, : layer.filled] = table[movers, :, : layer.filled]
@@ -116,7 +147,7 @@ class SlotCache(Cache):
 
     def drop_columns(self, count: int) -> None:
         """Drop the first columns, which no row uses, and grow where none are left."""
-        for layer in self._own:
+        for layer in self.slot_layers:
             rows, left = layer.rows, layer.filled - count
             if count:
                 for table in (cast(Tensor, layer.keys), cast(Tensor, layer.values)):
@@ -124,12 +155,15 @@ class SlotCache(Cache):
                 layer.filled = left
             if left == self.columns:
                 layer.allocate(layer, self.slots, self._bucket(left + 1))
+                self.allocations += 1
 
-        self.columns = cast(Tensor, self._own[0].keys).shape[2]
+        self.columns = cast(Tensor, self.slot_layers[0].keys).shape[2]
 
     def _bucket(self, needed: int) -> int:
         """Return the columns to allocate: half as many again as needed, up to the longest."""
         wanted = max(needed, min(needed * 3 // 2, self.longest))
+        if self.at_once:
+            wanted = max(needed, self.longest + BUCKET)  # fewer than these are not dropped
         return -(-wanted // BUCKET) * BUCKET
 
 

@@ -143,6 +143,10 @@ class PPOConfig(TrainingArguments):
     """
     rollout_engine: str = "native"
     """native (samples from the live weights), generate (transformers' generate) or vllm."""
+    rollout_cuda_graphs: bool = True
+    """On a GPU, replay the native engine's steps as CUDA graphs, captured as they are needed; where
+    a model cannot be captured, a warning says why. Sharded weights generate without.
+    """
     rollout_batch_size: int | None = None
     """Completions that are generated at once on a process; None: all of a rollout."""
     rollouts_ahead: int = 0

@@ -150,13 +150,17 @@ def refuse_what_the_engine_leaves_out(args: Any) -> None:
             "of an older policy; drop one"
         )
 
+    graphs = [] if args.rollout_engine == "native" else ["rollout_cuda_graphs"]
     if args.rollout_engine != "vllm":
-        found = _first_changed(args, _OF_VLLM)
+        found = _first_changed(args, [*_OF_VLLM, *graphs])
         where = f"--rollout_engine {args.rollout_engine}"
     elif args.vllm_mode == "server":
-        found, where = _first_changed(args, _OF_COLOCATED_VLLM), "--vllm_mode server"
+        found, where = _first_changed(args, [*_OF_COLOCATED_VLLM, *graphs]), "--vllm_mode server"
     else:
-        found, where = _first_changed(args, ["vllm_server_base_url"]), "--vllm_mode colocate"
+        found, where = (
+            _first_changed(args, ["vllm_server_base_url", *graphs]),
+            "--vllm_mode colocate",
+        )
 
     if found is not None:
         raise ConfigError(

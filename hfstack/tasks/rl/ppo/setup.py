@@ -229,7 +229,9 @@ def build_engine(
             )
         return GenerateEngine(settings)
 
-    return NativeEngine(settings, max_over_processes=max_over_processes)
+    # a rollout ahead is generated in a thread, while training uses the device
+    graphs = args.rollout_cuda_graphs and not args.rollouts_ahead
+    return NativeEngine(settings, max_over_processes=max_over_processes, cuda_graphs=graphs)
 
 
 def build_collector(

@@ -134,6 +134,14 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
             {"rollout_engine": "vllm", "vllm_server_base_url": "http://host:8000"},
             "--vllm_server_base_url http://host:8000 does nothing with --vllm_mode colocate",
         ),
+        (
+            {"rollout_engine": "generate", "rollout_cuda_graphs": False},
+            "--rollout_cuda_graphs False does nothing with --rollout_engine generate",
+        ),
+        (
+            {"rollout_engine": "vllm", "rollout_cuda_graphs": False},
+            "--rollout_cuda_graphs False does nothing with --vllm_mode colocate",
+        ),
         ({"rollouts_ahead": 2}, "--rollouts_ahead must be 0 or 1, got 2"),
         (
             {"rollouts_ahead": 1, "rollout_engine": "generate"},
