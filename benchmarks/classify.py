@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from result_file import markdown_table, save
+
 SIDES = ("padded to max", "ours")
 THIRD = "by length only"
 
@@ -46,13 +48,8 @@ def main() -> None:
     for seed, side in itertools.product(range(arguments.repeats), sides):
         found[side].append(start_worker(side, seed))
 
-    precision = "bf16" if arguments.bf16 else "fp32"
-    print(
-        f"{arguments.data.name}, {arguments.rows} rows, at most {arguments.max_length} tokens, "
-        f"batches of {arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in "
-        f"turn; before, accuracy {found[SIDES[0]][0]['before']:.3f}"
-    )
-    print_table(found)
+    print(write_table(found))
+    save("classify", vars(arguments), found)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,22 +77,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_table(found: dict[str, list[dict[str, float]]]) -> None:
-    """Print a row for each side, from what each of its seeds gave."""
-    print(
-        f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} "
-        f"{'accuracy, mean (each)':>30}"
-    )
+def write_table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return a row for each side, from what each of its seeds gave."""
+    rows = []
     for side, results in found.items():
         rate = statistics.median(one["examples_per_cpu_s"] for one in results)
         ratio = rate / statistics.median(one["examples_per_cpu_s"] for one in found[SIDES[0]])
         accuracy = [one["accuracy"] for one in results]
         each = ", ".join(f"{value:.3f}" for value in accuracy)
-        filled = results[0]["filled"]
-        print(
-            f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} "
-            f"{statistics.fmean(accuracy):12.3f} ({each})"
-        )
+        scored = f"{statistics.fmean(accuracy):.3f} ({each})"
+        rows.append([side, f"{rate:.1f}", f"{ratio:.2f}x", f"{results[0]['filled']:.1%}", scored])
+
+    heads = ["side", "examples per CPU s", "of padded", "filled", "accuracy, mean (each seed)"]
+    before = found[SIDES[0]][0]["before"]
+    return f"{markdown_table(heads, rows)}\nAccuracy before training: {before:.3f}.\n"
 
 
 def start_worker(side: str, seed: int) -> dict[str, float]:

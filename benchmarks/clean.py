@@ -165,20 +165,33 @@ def main() -> None:
             python = arguments.datatrove if side == "datatrove" else sys.executable
             results[side].append(run_side(side, arguments.file, python))
 
-    figures = {}
-    print(f"{'side, workers':16}{'CPU s':>8}{'MB/CPU s':>10}{'parent, CPU s':>15}{'MB/s':>8}")
+    figures: dict[str, dict[str, Any]] = {}
     for side, runs in results.items():
         middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        size = middle["megabytes"]
         figures[side] = middle | {"runs": runs}
-        print(
-            f"{side:16}{middle['cpu_s']:8.2f}{size / middle['cpu_s']:10.2f}"
-            f"{middle['parent_cpu_s']:15.2f}{size / middle['seconds']:8.2f}"
-        )
 
     from result_file import save
 
+    print(write_table(figures))
     save("clean", vars(arguments), figures)
+
+
+def write_table(figures: dict[str, dict[str, Any]]) -> str:
+    """Return a row for each side."""
+    from result_file import markdown_table
+
+    rows = [
+        [
+            side,
+            f"{one['cpu_s']:.2f}",
+            f"{one['megabytes'] / one['cpu_s']:.2f}",
+            f"{one['parent_cpu_s']:.2f}",
+            f"{one['megabytes'] / one['seconds']:.2f}",
+        ]
+        for side, one in figures.items()
+    ]
+    parent = "of it in the process that reads and writes, CPU s"
+    return markdown_table(["side", "CPU s", "MB per core-second", parent, "MB/s"], rows)
 
 
 if __name__ == "__main__":

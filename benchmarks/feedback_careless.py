@@ -10,7 +10,9 @@ figure of the recipe feedback the careless one is the worst.
 import argparse
 import functools
 import random
+from typing import Any
 
+from result_file import markdown_table, save
 from trl import ModelConfig
 
 from hfstack.demo.rules import gold_score
@@ -71,7 +73,16 @@ def main() -> None:
         )
         for figure, name in zip(found, worst, strict=True):
             found[figure] += name == "dan"
-    print(f"{len(items)} pairs, found in this many of {args.projects} projects: {found}")
+    figures = {"pairs": len(items), "projects": args.projects, "found": found}
+    print(write_table(figures))
+    save("feedback_careless", vars(args), figures)
+
+
+def write_table(figures: dict[str, Any]) -> str:
+    """Return in how many projects each figure finds the careless person."""
+    projects = figures["projects"]
+    rows = [[name, f"{count} of {projects}"] for name, count in figures["found"].items()]
+    return markdown_table(["figure", "found in"], rows)
 
 
 if __name__ == "__main__":

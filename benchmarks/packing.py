@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 import numpy as np
 from datasets import Dataset
+from result_file import markdown_table, save
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
@@ -165,25 +167,40 @@ def main() -> None:
         assert isinstance(grouped, Dataset)
         equal = same_ids(packed, grouped, texts, tokenizer)
 
-        megabytes = sum(len(text.encode()) for text in texts) / 1e6
-        print(
-            f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks "
-            f"of {args.block_size};"
-        )
-        print(
-            f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; "
-            f"{args.rounds} turns\n"
-        )
-
-        print(f"{'':28}{'CPU s, median':>15}{'min':>9}{'max':>9}{'MB/s':>9}{'speed':>8}")
-        base = statistics.median(seconds["datasets.map + group_texts"])
-        for name, values in seconds.items():
-            middle = statistics.median(values)
-            span = f"{middle:15.3f}{min(values):9.3f}{max(values):9.3f}"
-            print(f"{name:28}{span}{megabytes / middle:9.1f}{base / middle:7.1f}x")
+        figures = {
+            "documents": len(texts),
+            "megabytes": sum(len(text.encode()) for text in texts) / 1e6,
+            "tokens": packed.token_count,
+            "vocabulary": len(tokenizer),
+            "engine": packed.counts.engine,
+            "equal": equal,
+            "cpu_s": seconds,
+        }
+        print(write_table(figures))
+        save("packing", vars(args), figures)
 
     if not equal:
         sys.exit("the two sides disagree about the token ids")
+
+
+def write_table(figures: dict[str, Any]) -> str:
+    """Return what was packed, and a row for each side; ratios are to the first."""
+    sides = figures["cpu_s"]
+    base = statistics.median(next(iter(sides.values())))
+    rows = []
+    for name, values in sides.items():
+        middle = statistics.median(values)
+        rate = figures["megabytes"] / middle
+        span = f"{middle:.3f} ({min(values):.3f} to {max(values):.3f})"
+        rows.append([name, span, f"{rate:.1f}", f"{base / middle:.1f}x"])
+
+    table = markdown_table(["side", "CPU s (from, to)", "MB per CPU s", "of the first"], rows)
+    equal = "ids equal" if figures["equal"] else "IDS DIFFER"
+    return (
+        f"{table}\n{figures['documents']:,} documents, {figures['megabytes']:.2f} MB, "
+        f"{figures['tokens']:,} tokens, vocabulary {figures['vocabulary']:,}, engine "
+        f"{figures['engine']}, {equal}.\n"
+    )
 
 
 if __name__ == "__main__":

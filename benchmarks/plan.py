@@ -15,7 +15,9 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from result_file import markdown_table, save
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
@@ -82,7 +84,7 @@ def other_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
 
 
 def measure_cases() -> None:
-    """Print a row for each case."""
+    """Measure each case, and print and save a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,23 +99,34 @@ def measure_cases() -> None:
     if options.device == "cpu":
         settings["given back: "] = ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, 1.0)
 
-    heads = ["step", "in tensors, MiB"]
-    for kind in settings:
-        heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-
+    figures: dict[str, Any] = {"kinds": list(settings), "steps": {}}
     for name, config, step in chain(causal_cases(), other_cases()):
         if not any(part in name for part in options.only):
             continue
         tensors = peak_memory(config, step).total
-        cells = [f"{tensors / MIB:,.0f}"]
-
+        found = figures["steps"][name] = {"tensors": tensors, "predicted": [], "measured": []}
         for environment, factor in settings.values():
-            measured = _measured_peak(config, step, options.device, environment)
-            cells += [f"{factor * tensors / MIB:,.0f}", f"{measured / MIB:,.0f}"]
-            cells.append(f"{factor * tensors / measured:.2f}")
+            found["predicted"].append(factor * tensors)
+            found["measured"].append(_measured_peak(config, step, options.device, environment))
 
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print(write_table(figures))
+    save("plan", vars(options), figures)
+
+
+def write_table(figures: dict[str, Any]) -> str:
+    """Return a row for each step; bytes as MiB."""
+    heads = ["step", "in tensors, MiB"]
+    for kind in figures["kinds"]:
+        heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
+
+    rows = []
+    for name, one in figures["steps"].items():
+        cells = [name, f"{one['tensors'] / MIB:,.0f}"]
+        for predicted, measured in zip(one["predicted"], one["measured"], strict=True):
+            cells += [f"{predicted / MIB:,.0f}", f"{measured / MIB:,.0f}"]
+            cells.append(f"{predicted / measured:.2f}")
+        rows.append(cells)
+    return markdown_table(heads, rows)
 
 
 def _measured_peak(

@@ -12,8 +12,10 @@ import argparse
 import copy
 import statistics
 import time
+from typing import Any
 
 import torch
+from result_file import markdown_table, save
 from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
 from hfstack.tasks.masked_lm.model import score_only_masked
@@ -33,19 +35,23 @@ def compare_heads() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    name = arguments.architecture.rpartition("/")[2].removesuffix(".json")
-    tokens = arguments.batch_size * arguments.block_size
-    print(f"{name}, vocabulary {arguments.vocab_size}, {tokens} tokens a step, one thread, in turn")
-    print("| precision | stock, CPU s/step | head at masked tokens, CPU s/step | | losses |")
-    print("|---|---|---|---|---|")
-
-    for bf16 in (False, True):
+    figures = {}
+    for name, bf16 in {"fp32": False, "bf16": True}.items():
         seconds, losses = measure(arguments, bf16=bf16)
-        stock, ours = (statistics.median(side) for side in seconds)
-        print(
-            f"| {'bf16' if bf16 else 'fp32'} | {stock:.3f} | {ours:.3f} | {stock / ours:.2f}x "
-            f"| {losses[0]:.4f}, {losses[1]:.4f} |"
-        )
+        figures[name] = {"cpu_s": seconds, "losses": losses}
+    print(write_table(figures))
+    save("pretrain_mlm", vars(arguments), figures)
+
+
+def write_table(figures: dict[str, dict[str, Any]]) -> str:
+    """Return a row for each precision: stock and ours, and their last losses."""
+    rows = []
+    for name, one in figures.items():
+        stock, ours = (statistics.median(side) for side in one["cpu_s"])
+        losses = ", ".join(f"{loss:.4f}" for loss in one["losses"])
+        rows.append([name, f"{stock:.3f}", f"{ours:.3f}", f"{stock / ours:.2f}x", losses])
+    heads = ["precision", "stock, CPU s/step", "head at masked tokens, CPU s/step", "ratio"]
+    return markdown_table([*heads, "losses"], rows)
 
 
 def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[float]], list[float]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from result_file import save
+from result_file import markdown_table, save
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = 8
@@ -67,19 +67,28 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    figures = {}
-    first = arguments.sides[0]
-    print(f"| load | side | CPU s | of {first} | answer tokens |\n|---|---|---|---|---|")
-
-    for name, load in LOADS.items():
-        found = compare(arguments.model, load, arguments.sides, repeats=arguments.repeats)
-        figures[name] = found
-        for side, row in found.items():
-            quicker = found[first]["cpu_s"] / row["cpu_s"]
-            line = [name, side, f"{row['cpu_s']:.3f}", f"{quicker:.2f}x", f"{row['tokens']:.0f}"]
-            print(f"| {' | '.join(line)} |", flush=True)
-
+    figures = {
+        name: compare(arguments.model, load, arguments.sides, repeats=arguments.repeats)
+        for name, load in LOADS.items()
+    }
+    print(write_table(figures))
     save("rollouts", {"model": str(arguments.model), "repeats": arguments.repeats}, figures)
+
+
+def write_table(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return a row for each load and side; ratios are to the first side.
+
+    Each side draws its own answers, whose lengths differ by chance: the last column is of CPU
+    seconds for each token of an answer.
+    """
+    rows, first = [], next(iter(next(iter(figures.values()))))
+    for load, found in figures.items():
+        base = found[first]
+        for side, row in found.items():
+            each = base["cpu_s"] / base["tokens"] * row["tokens"] / row["cpu_s"]
+            cells = [load, side, f"{row['cpu_s']:.2f}", f"{row['tokens']:,.0f}"]
+            rows.append([*cells, f"{base['cpu_s'] / row['cpu_s']:.2f}x", f"{each:.2f}x"])
+    return markdown_table(["load", "side", "CPU s", "tokens", f"of {first}", "a token"], rows)
 
 
 def compare(

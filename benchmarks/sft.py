@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from result_file import markdown_table, save
+
 SIDES = ("TRL padded", "ours packed")
 WARM_UP_STEPS = 3
 
@@ -50,7 +52,9 @@ def main() -> None:
         epochs = str(arguments.loss_epochs)
         losses = {side: start_worker(side, "--epochs", epochs) for side in SIDES}
 
-    print_table(arguments, rates, found, losses)
+    figures = {"rates": rates, "found": found, "losses": losses}
+    print(write_table(figures))
+    save("sft", vars(arguments), figures)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,36 +80,23 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_table(
-    arguments: argparse.Namespace,
-    rates: dict[str, list[float]],
-    found: dict[str, dict[str, Any]],
-    losses: dict[str, dict[str, Any]],
-) -> None:
-    """Print a row for each side, and how far the losses are apart."""
-    print(
-        f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} "
-        "repeats in turn"
-    )
-
-    print(
-        f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} "
-        f"{'held-out loss':>14}"
-    )
-
+def write_table(figures: dict[str, dict[str, Any]]) -> str:
+    """Return a row for each side, and how far the losses are apart."""
+    rates, found, losses = figures["rates"], figures["found"], figures["losses"]
+    rows = []
     for side in SIDES:
         rate = statistics.median(rates[side])
         ratio = rate / statistics.median(rates[SIDES[0]])
         loss = f"{losses[side]['held_out_loss']:.4f}" if losses else "-"
-        print(f"{side:12} {rate:20.0f} {ratio:13.2f}x {found[side]['filled']:7.1%} {loss:>14}")
+        rows.append([side, f"{rate:,.0f}", f"{ratio:.2f}x", f"{found[side]['filled']:.1%}", loss])
 
+    heads = ["side", "useful tokens per CPU s", "of the padded", "filled", "held-out loss"]
+    table = markdown_table(heads, rows)
     if losses:
         before, after = (losses[side]["held_out_loss"] for side in SIDES)
-        seen = ", ".join(f"{side} {losses[side]['useful_tokens']} tokens" for side in SIDES)
-        print(
-            f"held-out loss differs by {after / before - 1:+.2%} after {arguments.loss_epochs:g} "
-            f"epochs: {seen}"
-        )
+        seen = ", ".join(f"{side} {losses[side]['useful_tokens']:,} tokens" for side in SIDES)
+        table += f"\nThe held-out loss differs by {after / before - 1:+.2%} after {seen}.\n"
+    return table
 
 
 def start_worker(side: str, *flags: str) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from result_file import save
+from result_file import markdown_table, save
 
 # imported by Python itself when it starts (site.py), and ends the process at the first step
 _STOP = """
@@ -98,7 +99,7 @@ def main() -> None:
         "python recipes/sft.py": ["recipes/sft.py", "--config", "recipes/sft.yaml"],
     }
 
-    figures: dict[str, dict[str, object]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     runs: dict[str, list[tuple[float, int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         flags = write_inputs(Path(folder))
@@ -108,12 +109,17 @@ def main() -> None:
                     found = first_step(checkout.resolve(), start, flags)
                     runs.setdefault(f"{checkout.resolve().name}: {name}", []).append(found)
 
-    print(f"{'side':45}{'CPU s':>8}{'modules':>9}")
     for side, found in runs.items():
         seconds = statistics.median(one for one, _ in found)
         figures[side] = {"cpu_s": seconds, "modules": found[0][1], "runs": found}
-        print(f"{side:45}{seconds:8.2f}{found[0][1]:9}")
+    print(write_table(figures))
     save("start_up", vars(arguments), figures)
+
+
+def write_table(figures: dict[str, dict[str, Any]]) -> str:
+    """Return a row for each checkout and way to start."""
+    rows = [[side, f"{one['cpu_s']:.2f}", f"{one['modules']:,}"] for side, one in figures.items()]
+    return markdown_table(["side", "CPU s", "modules"], rows)
 
 
 if __name__ == "__main__":

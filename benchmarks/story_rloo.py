@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from result_file import save
+from result_file import markdown_table, save
 
 SIDES = ("TRL's RLOO", "RLOO")
 GROUP, ANSWERS, LONGEST, KL_WEIGHT = 8, 128, 80, 0.1
@@ -45,16 +45,21 @@ def main() -> None:
         for side in SIDES:
             found[side].append(start(arguments, side, seed))
 
-    print("| seed | side | CPU s | of TRL's | reward | KL, nats | tokens of an answer |")
-    print("|---|---|---|---|---|---|---|")
-    for index, seed in enumerate(arguments.seeds):
-        for side in SIDES:
-            row = found[side][index]
-            share = row["cpu_s"] / found[SIDES[0]][index]["cpu_s"]
-            cells = [seed, side, f"{row['cpu_s']:.1f}", f"{share:.2f}x", f"{row['reward']:.2f}"]
-            cells += [f"{row['kl']:.2f}", f"{row['tokens']:.1f}"]
-            print(f"| {' | '.join(map(str, cells))} |")
+    print(write_table(found))
     save("story_rloo", {"steps": arguments.steps, "seeds": arguments.seeds}, found)
+
+
+def write_table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return a row for each turn and side."""
+    rows = []
+    for turn, base in enumerate(found[SIDES[0]]):
+        for side in SIDES:
+            row = found[side][turn]
+            cells = [str(turn), side, f"{row['cpu_s']:.1f}", f"{row['cpu_s'] / base['cpu_s']:.2f}x"]
+            cells += [f"{row['reward']:.2f}", f"{row['kl']:.2f}", f"{row['tokens']:.1f}"]
+            rows.append(cells)
+    heads = ["turn", "side", "CPU s", "of TRL's", "reward", "KL, nats", "tokens of an answer"]
+    return markdown_table(heads, rows)
 
 
 def start(arguments: argparse.Namespace, side: str, seed: int) -> dict[str, float]:

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from result_file import save
+from result_file import markdown_table, save
 
 # what `hfstack run` chooses on a busy machine, and what else there is
 SIDES: dict[str, dict[str, str]] = {
@@ -99,7 +99,7 @@ def main() -> None:
         )
         cast(IO[str], sides[name].stdout).readline()
 
-    figures: dict[str, object] = {}
+    figures: dict[str, Any] = {}
     for busy in arguments.busy:
         others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(busy)]
         time.sleep(5 if busy else 0)  # until they have imported torch
@@ -112,19 +112,26 @@ def main() -> None:
         for other in others:
             other.kill()
 
-        print(f"\nbeside {busy} busy processes{'train':>14}{'generate':>22}")
-        for name, found in turns.items():
-            cells = []
-            for task in ("train", "generate"):
-                wall, cpu = (statistics.median(turn[task][i] for turn in found) for i in (0, 1))
-                cells.append(f"{wall:9.2f} s ({cpu:5.2f})")
-            print(f"{name:24}{'  '.join(cells)}")
         figures[f"busy {busy}"] = turns
 
     for side in sides.values():
         cast(IO[str], side.stdin).close()
         side.wait()
+    print(write_table(figures))
     save("threads", vars(arguments), figures)
+
+
+def write_table(figures: dict[str, Any]) -> str:
+    """Return a row for each load and side: medians of seconds, and of CPU seconds in brackets."""
+    rows = []
+    for load, sides in figures.items():
+        for name, found in sides.items():
+            cells = [load, name]
+            for task in ("train", "generate"):
+                wall, cpu = (statistics.median(turn[task][i] for turn in found) for i in (0, 1))
+                cells.append(f"{wall:.2f} ({cpu:.2f})")
+            rows.append(cells)
+    return markdown_table(["processes beside it", "side", "train, s", "generate, s"], rows)
 
 
 if __name__ == "__main__":
