@@ -41,12 +41,14 @@ def compare_sides() -> None:
 
     # In turn, so that a busy machine slows all sides alike.
     seconds: dict[str, list[float]] = {side: [] for side in arguments.sides}
+    repeats: dict[str, list[float]] = {side: [] for side in arguments.sides}  # their medians
     warm_up: dict[str, float] = {}
 
     for turn in range(arguments.repeats * len(arguments.sides)):
         side: str = arguments.sides[turn % len(arguments.sides)]
         found = start_worker(side, steps=arguments.steps, evaluate=False)
         seconds[side] += found["step_seconds"]
+        repeats[side].append(statistics.median(found["step_seconds"]))
         warm_up[side] = found["warm_up_seconds"]
 
     losses = {}
@@ -61,7 +63,10 @@ def compare_sides() -> None:
         "repeats in turn"
     )
 
-    print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
+    print(
+        f"{'side':22} CPU s/step  of repeats      tokens/CPU s  warm-up s  held-out loss  "
+        "of stock fp32, bf16"
+    )
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     baselines = [medians[side] for side in ("stock fp32", "stock bf16") if side in medians]
 
@@ -69,7 +74,11 @@ def compare_sides() -> None:
         ratios = ", ".join(f"{baseline / median:.2f}x" for baseline in baselines)
         loss = f"{losses[side]:.4f}" if losses else "-"
         rate = tokens / median
-        print(f"{side:22} {median:10.3f} {rate:13.0f} {warm_up[side]:10.1f} {loss:>14}   {ratios}")
+        spread = f"{min(repeats[side]):.3f} to {max(repeats[side]):.3f}"
+        print(
+            f"{side:22} {median:10.3f}  {spread:14} {rate:13.0f} {warm_up[side]:10.1f} "
+            f"{loss:>14}   {ratios}"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:

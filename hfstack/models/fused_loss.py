@@ -176,39 +176,50 @@ class LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
 
+        # All chunks write into the same rows: memory that is fresh for each of them costs page
+        # faults on a CPU.
+        rows = (min(chunk, len(targets)), len(weight))  # (n, V)
+        logits_rows = hidden.new_empty(rows, dtype=torch.float32)
+        shares_rows = torch.empty_like(logits_rows)
+        in_fp32 = hidden.dtype == torch.float32
+        products_rows = logits_rows if in_fp32 else hidden.new_empty(rows)
+
         for start in range(0, len(targets), chunk):
             h = hidden[start : start + chunk]  # (n, d)
             target = targets[start : start + chunk]  # (n,)
             scored = target != IGNORED_LABEL
             index = target.clamp_min(0)[:, None]  # (n, 1)
-            logits = (h @ weight_cast.T).float()  # (n, V)
+            logits, shares = logits_rows[: len(h)], shares_rows[: len(h)]  # (n, V)
+            products = torch.mm(h, weight_cast.T, out=products_rows[: len(h)])
+            if not in_fp32:
+                logits.copy_(products)
             if bias is not None:
-                logits += bias.float()
-            if scale != 1.0:
-                logits *= scale
-            if cap is not None:
-                logits = logits.div_(cap).tanh_().mul_(cap)
-            slope = scale if cap is None else scale * (1 - (logits / cap) ** 2)
+                logits += bias
+            _scale_and_cap(logits, scale, cap)
 
-            normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
+            # The normalizer is that of the likeliest token, whose share cannot underflow:
+            # log(sum exp) = logit - log(share). One pass of softmax serves loss and gradient.
+            torch.softmax(logits, dim=-1, out=shares)
+            normalizer = logits.amax(dim=-1) - shares.amax(dim=-1).log()  # (n,)
             losses = normalizer - logits.gather(1, index)[:, 0]
             total += torch.where(scored, losses, 0.0).sum()
             if not with_gradients:
                 continue
 
-            # d loss / d logits = softmax - one_hot, in place of the logits
-            gradient = logits.sub_(normalizer[:, None]).exp_()
-            gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
-            gradient = gradient.mul_(scored[:, None])
-            if cap is not None or scale != 1.0:
-                gradient *= slope
+            # d loss / d logits = softmax - one_hot, in place of the softmax
+            gradient = shares.scatter_add_(
+                1, index, torch.full_like(index, -1, dtype=torch.float32)
+            )
+            _multiply_by_slope(gradient, logits, scale, cap)
             if grad_bias is not None:
-                grad_bias += gradient.sum(dim=0)
+                grad_bias += scored.float() @ gradient
 
-            gradient = gradient.to(h.dtype)
-            grad_hidden[start : start + chunk] = gradient @ weight_cast
+            # Unscored positions are left out of (n, d), which is smaller than (n, V).
+            if not in_fp32:
+                gradient = products.copy_(gradient)
+            grad_hidden[start : start + chunk] = (gradient @ weight_cast) * scored[:, None]
             if grad_weight is not None:
-                grad_weight += (gradient.T @ h).float()
+                grad_weight += gradient.T @ (h * scored[:, None])
 
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
@@ -223,3 +234,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         of_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
         of_bias = None if grad_bias is None else (grad_bias * scale).to(ctx.weight_dtype)
         return grad_hidden * scale, of_weight, None, None, None, of_bias, None, None
+
+
+def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> None:
+    """Multiply logits by a scale and put them through a soft cap, in place."""
+    if cap is not None:
+        logits.mul_(scale / cap).tanh_().mul_(cap)
+    elif scale != 1.0:
+        logits.mul_(scale)
+
+
+def _multiply_by_slope(gradient: Tensor, logits: Tensor, scale: float, cap: float | None) -> None:
+    """Multiply a gradient by the slope of a scale and a soft cap, in place.
+
+    c tanh(s x / c) has the slope s (1 - tanh^2). The logits are used up.
+    """
+    if cap is not None:
+        gradient.mul_(logits.square_().mul_(-scale / cap**2).add_(scale))
+    elif scale != 1.0:
+        gradient.mul_(scale)
