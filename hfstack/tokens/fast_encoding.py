@@ -61,14 +61,16 @@ class DocumentEncoder:
         self._drops_unknown = False
         self._encoding: tiktoken.Encoding | None = None
 
-        reason = mirror_reason(self.tokenizer)
+        # written and read once: with a small text this is most of the time
+        settings: dict[str, Any] = json.loads(self.tokenizer.to_str())
+        reason = mirror_reason(self.tokenizer, settings)
         if reason is None:
-            self._mirror()
+            self._mirror(settings)
             reason = self._disagreement(sample)
 
         if reason is not None:
             self._encoding = None
-            self._drops_unknown = _drops_unknown(self.tokenizer)
+            self._drops_unknown = _drops_unknown(settings)
             logger.warning(
                 "encoding with the slower `tokenizers` library, not with tiktoken: %s", reason
             )
@@ -107,9 +109,8 @@ class DocumentEncoder:
             ]
             return self._encode_mixed(documents, sorted({*special, *too_long}))
 
-    def _mirror(self) -> None:
+    def _mirror(self, settings: dict[str, Any]) -> None:
         """Build the tiktoken encoding with the tokenizer's merges and pattern."""
-        settings = json.loads(self.tokenizer.to_str())
         ranks, ids = _ranks_and_ids(settings["model"])
         pattern = _split_pattern(settings["pre_tokenizer"])
         assert pattern is not None  # else there was a reason not to mirror
@@ -188,9 +189,8 @@ class DocumentEncoder:
         return None
 
 
-def _drops_unknown(core: Tokenizer) -> bool:
+def _drops_unknown(settings: dict[str, Any]) -> bool:
     """Return whether the tokenizer silently drops characters that it has no token for."""
-    settings = json.loads(core.to_str())
     model = settings["model"]
     return model["type"] == "BPE" and not model["unk_token"] and settings["normalizer"] is None
 
@@ -238,20 +238,32 @@ def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)
 
 
+def backend_settings(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the JSON of the tokenizer's Rust core, without truncation and padding.
+
+    Raises:
+        DataError: the tokenizer is a slow one, in Python, without such a core.
+    """
+    settings = json.loads(_backend(tokenizer).to_str())
+    return json.dumps(settings | {"truncation": None, "padding": None})
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"the tokenizer {_display_name(tokenizer)} has no tokenizer.json: convert it to a fast "
+            "tokenizer first"
+        )
+    return tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # fast tokenizers have it
+
+
 def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return a copy of the tokenizer's Rust core that neither truncates nor pads.
 
     Raises:
         DataError: the tokenizer is a slow one, in Python, without such a core.
     """
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"the tokenizer {_display_name(tokenizer)} has no tokenizer.json: convert it to a fast "
-            "tokenizer first"
-        )
-
-    theirs: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # fast tokenizers have it
-    ours = Tokenizer.from_str(theirs.to_str())
+    ours = Tokenizer.from_str(_backend(tokenizer).to_str())
     ours.no_truncation()
     ours.no_padding()
     ours.encode_special_tokens = bool(tokenizer.split_special_tokens)
@@ -263,9 +275,14 @@ def _display_name(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.name_or_path or type(tokenizer).__name__
 
 
-def mirror_reason(core: Tokenizer) -> str | None:
-    """Return why tiktoken cannot give the ids of this tokenizer, or None when it can."""
-    settings: dict[str, Any] = json.loads(core.to_str())
+def mirror_reason(core: Tokenizer, settings: dict[str, Any] | None = None) -> str | None:
+    """Return why tiktoken cannot give the ids of this tokenizer, or None when it can.
+
+    Args:
+        core: the tokenizer.
+        settings: the content of its tokenizer.json; None to ask it.
+    """
+    settings = json.loads(core.to_str()) if settings is None else settings
     model = settings["model"]
     if model["type"] != "BPE":
         return f"its model is {model['type']}, not BPE"
@@ -335,9 +352,10 @@ def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
     ranks = {bytes([byte]): byte for byte in range(256)}
     ids = [model["vocab"][_BYTE_TO_CHARACTER[byte]] for byte in range(256)]
 
+    to_bytes = str.maketrans({character: chr(n) for character, n in CHARACTER_TO_BYTE.items()})
     for pair in model["merges"]:
         token = "".join(pair)
-        spelled = bytes(CHARACTER_TO_BYTE[character] for character in token)
+        spelled = token.translate(to_bytes).encode("latin-1")
         # with `ignore_merges`, files list every split of a token, best rank first
         if spelled not in ranks:
             ranks[spelled] = len(ids)

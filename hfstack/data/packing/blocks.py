@@ -51,7 +51,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.progress import follow
 from hfstack.row_counts import RowCounts
-from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
+from hfstack.tokens.fast_encoding import backend_settings, end_token_id, start_token_id
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
@@ -337,7 +337,6 @@ def hash_texts(texts: Iterable[str]) -> str:
 def _cache_key(
     tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool
 ) -> str:
-    content = private_backend(tokenizer).to_str()
     settings = [
         _BLOCKS_FORMAT,
         data_hash,
@@ -347,7 +346,7 @@ def _cache_key(
         tokenizer.pad_token_id,
         start_token_id(tokenizer),
         bool(tokenizer.split_special_tokens),
-        content,
+        backend_settings(tokenizer),
     ]
     return hash_text(json.dumps(settings))
 
