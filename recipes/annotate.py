@@ -41,7 +41,7 @@ from hfstack.feedback.sampling import (
 )
 from hfstack.feedback.server import bind, serving, wait_for_people
 from hfstack.feedback.simulate import SimulationArgs, simulate_people
-from hfstack.feedback.store import Store
+from hfstack.feedback.store import claimed_store
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.preferences.data import follow_model
 from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text, prompt_of
@@ -49,7 +49,8 @@ from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text, prompt_o
 # What simulated annotators go by: a function (prompt, answer) -> number in [0, 1].
 RULE = gold_score
 # What the items come from: a store that was made with others is another project's.
-MADE_BY = "answers_per_prompt max_new_tokens temperature select max_items demo_prompts".split()
+MADE_BY = ("answers_per_prompt", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+MADE_BY += ("select", "reward_models", "max_items", "pairs_per_prompt", "demo_prompts")
 
 
 @dataclass
@@ -86,14 +87,17 @@ def main(
         raise ConfigError("nothing to judge: name --datasets with answers, or a model that answers")
     settings = (model_args, data_args, preference_args, args, run_args)
     sock = bind(args.host, args.port)
-    with sock, Run.start(__file__, run_args.output_dir, *settings) as run:
+    with (
+        sock,
+        Run.start(__file__, run_args.output_dir, *settings) as run,
+        claimed_store(Path(args.store or run.output_dir / "feedback.sqlite")) as store,
+    ):
         # data: made once, and then read from the store
         how = follow_model(preference_args, model_args)
         names = (model_args.model_name_or_path, args.other_model)
         made_of = {"models": names, "datasets": [one.path for one in data_args.datasets]}
         made_of |= {name: getattr(args, name) for name in MADE_BY}
         project = describe_project(args, made_of, seed=run_args.seed)
-        store = Store(Path(args.store or run.output_dir / "feedback.sqlite"))
 
         counts, read = ItemCounts(), {}
         if must_make_items(store, project):
@@ -114,7 +118,8 @@ def main(
         address = sock.getsockname()[:2]
         tokens = {name: token_of(desk.project["key"], name) for name in desk.annotators}
         with serving(desk, sock):
-            place = f"http://{address[0]}:{address[1]}"
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            place = f"http://{host}:{address[1]}"
             for name, token in tokens.items():
                 print(f"{name}: {place}/#{token}", flush=True)
             print(f"lead: {place}/lead#{token_of(desk.project['key'], LEAD)}", flush=True)
@@ -130,7 +135,6 @@ def main(
         # finish; a run that goes on has counted nothing itself
         judged, wanted = desk.queue.progress
         counts = desk.project["counts"]
-        store.close()
         return run.finish({"judgements": judged, "judgements_wanted": wanted} | counts)
 
 

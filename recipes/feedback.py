@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.disk import atomic_write, describe_file, hash_text
+from hfstack.disk import atomic_write, describe_file
 from hfstack.errors import ConfigError, DataError
 from hfstack.feedback.agreement import (
     alpha,
@@ -27,7 +27,14 @@ from hfstack.feedback.agreement import (
 )
 from hfstack.feedback.annotators import ANNOTATOR_COLUMNS, annotator_rows
 from hfstack.feedback.exchange import read_exchange, to_argilla, to_label_studio
-from hfstack.feedback.export import FILES, JudgedItem, export_rows, read_stores, store_paths
+from hfstack.feedback.export import (
+    FILES,
+    JudgedItem,
+    export_rows,
+    name_people,
+    read_stores,
+    store_paths,
+)
 from hfstack.feedback.leave_out import labelled_pairs, leave_one_out, pair_features
 from hfstack.runs.run import Run, RunArgs
 
@@ -104,7 +111,7 @@ def main(model_args: ModelConfig, args: FeedbackArgs, run_args: RunArgs) -> dict
         run.add_artifact(name, f"{name}.jsonl")
 
         # people
-        names = name_annotators(judged, with_names=args.with_names)
+        names = name_people(judged, args.stores, with_names=args.with_names)
         run.add_table("annotators", ANNOTATOR_COLUMNS, annotator_rows(kind, judged, names))
         for form in args.formats:
             with atomic_write(run.output_dir / f"{form}.json") as file:
@@ -116,15 +123,6 @@ def main(model_args: ModelConfig, args: FeedbackArgs, run_args: RunArgs) -> dict
         if args.leave_one_out:
             leave_each_out(run, model_args, judged, names, seed=run_args.seed)
         return run.finish(metrics)
-
-
-def name_annotators(judged: list[JudgedItem], *, with_names: bool) -> dict[str, str]:
-    """Return how each annotator is called in what is written."""
-    found = {vote.annotator for one in judged for vote in one.votes}
-    found |= {name for one in judged for name in one.skipped_by}
-    # in an order that says nothing of the names
-    names = sorted(found, key=hash_text)
-    return {name: name if with_names else f"A{place}" for place, name in enumerate(names, 1)}
 
 
 def measure_agreement(kind: str, judged: list[JudgedItem], *, seed: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ class Desk:
         self.queue = Queue(self.items, settings)
         self.queue.restore(store.steps(), store.judgements())
         self.stopped = False  # by the lead
-        self.last_request = clock()
+        self.last_request_s = time.monotonic()
 
     @property
     def is_finished(self) -> bool:
@@ -62,7 +62,7 @@ class Desk:
 
     def next(self, annotator: str) -> dict[str, Any]:
         """Return the item that a person judges now, or that there is none left."""
-        self.last_request = self._clock()
+        self.last_request_s = time.monotonic()
         done = len(self.queue.judged[annotator])
         judged, wanted = self.queue.progress
         progress = {"done": done, "judged_in_all": judged, "wanted": wanted}
@@ -79,12 +79,12 @@ class Desk:
 
     def step(self, annotator: str, number: int) -> dict[str, Any]:
         """Return a step that was shown before, with the judgement that counts now."""
-        self.last_request = self._clock()
+        self.last_request_s = time.monotonic()
         return {"state": "item"} | self._show(self._find(annotator, number))
 
     def history(self, annotator: str) -> list[dict[str, Any]]:
         """Return a person's own judgements, the latest first."""
-        self.last_request = self._clock()
+        self.last_request_s = time.monotonic()
         judged = self.queue.judged[annotator]
         rows = []
         for number in sorted(judged, reverse=True):

@@ -4,9 +4,10 @@ A tie or a skip is never a preference: it is counted and makes no pair. Where pe
 other the majority counts, or the item is left out; an even split always is.
 """
 
+import secrets
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +68,7 @@ class ExportCounts:
     gold_judgements: int = 0
     repeats: int = 0
     kept: int = 0  # rows of the export
-    left_out_too_few: int = 0  # items with fewer judgements than asked for
+    left_out_too_few: int = 0  # items with fewer judgements than asked for, or none
     left_out_ties: int = 0  # items that most people called a tie
     left_out_conflicts: int = 0  # items with an even split, or all conflicts where asked for
     left_out_flagged: int = 0
@@ -78,7 +79,7 @@ def store_paths(places: Sequence[str]) -> list[Path]:
 
     Raises:
         DataError: what a folder has as its store is a link to another one, whose rows would be
-            exported.
+            exported; or one is named twice.
     """
     found = []
     for place in map(Path, places):
@@ -88,6 +89,8 @@ def store_paths(places: Sequence[str]) -> list[Path]:
                 f"{path} is a link to {target_of(path)}, outside of {place}: name that file if its "
                 "judgements are meant"
             )
+        if path.resolve() in (one.resolve() for one in found):
+            raise DataError(f"--stores names {path} twice: its judgements would count twice")
         found.append(path)
     return found
 
@@ -160,7 +163,7 @@ def export_rows(
     rows: list[dict[str, Any]] = []
     for one in judged:
         _count_item(kind, one, counts)
-        if one.item.gold is not None or not one.votes:
+        if one.item.gold is not None:
             continue
         votes = one.in_turn()
         if len(votes) < min_judgements:
@@ -257,16 +260,47 @@ def _rated_row(item: Item, verdicts: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"rating": statistics.fmean(means.values()), "scales": means}
 
 
-def aliases(store: Store) -> dict[str, str]:
-    """Return a name for each annotator that says nothing, such as A1."""
-    project = store.project()
-    names = sorted(project["annotators"], key=lambda name: token_of(project["key"], name))
-    return {name: f"A{place}" for place, name in enumerate(names, 1)}
+def name_annotators(names: Iterable[str], key: str) -> dict[str, str]:
+    """Return a name for each annotator that says nothing, such as A1.
+
+    Args:
+        key: of the store (hexadecimal), without which nobody can find out the order.
+    """
+    ordered = sorted(set(names), key=lambda name: token_of(key, name))
+    return {name: f"A{place}" for place, name in enumerate(ordered, 1)}
+
+
+def name_people(
+    judged: Sequence[JudgedItem], places: Sequence[str], *, with_names: bool
+) -> dict[str, str]:
+    """Return how each annotator is called in what is written.
+
+    Args:
+        judged: of `read_stores`, or of a file of another tool.
+        places: of the stores; the first one's lead knows its people by the same names.
+        with_names: by their own.
+    """
+    found = {vote.annotator for one in judged for vote in one.votes}
+    found |= {name for one in judged for name in one.skipped_by}
+    if with_names:
+        return {name: name for name in sorted(found)}
+    if not places:
+        return name_annotators(found, secrets.token_hex(32))
+
+    projects = []
+    for path in store_paths(places):
+        store = open_store(path)
+        projects.append(store.project())
+        store.close()
+    key, people = projects[0]["key"], projects[0]["annotators"]
+    ordered = [*name_annotators(people, key), *name_annotators(found - set(people), key)]
+    return {name: f"A{place}" for place, name in enumerate(ordered, 1) if name in found}
 
 
 def anonymous_rows(store: Store) -> list[dict[str, Any]]:
     """Return every judgement that counts, with an alias in place of its name."""
-    items, names = store.items(), aliases(store)
+    project, items = store.project(), store.items()
+    names = name_annotators(project["annotators"], project["key"])
     latest: dict[tuple[str, int], Judgement] = latest_judgements(store)
     rows = []
     for step in store.steps():

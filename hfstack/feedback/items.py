@@ -6,13 +6,20 @@ Two equal answers are no pair: they are dropped and counted.
 import itertools
 import json
 import random
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.feedback.kinds import JUDGEMENT_KINDS, Item, answers_wanted
+from hfstack.feedback.kinds import (
+    JUDGEMENT_KINDS,
+    LONGEST_TEXT,
+    Item,
+    answers_wanted,
+    read_verdict,
+)
 from hfstack.feedback.queue import QueueSettings
 from hfstack.feedback.store import Store
 from hfstack.tasks.preferences.rows import (
@@ -22,6 +29,9 @@ from hfstack.tasks.preferences.rows import (
     problem_of_answer,
     read_row,
 )
+
+# What is in a text and not to be seen: zero-width space, word joiner, byte order mark, soft hyphen.
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 
 
 @dataclass
@@ -59,13 +69,20 @@ class ProjectArgs:
 
         if not self.annotators:
             raise ConfigError("--annotators is empty: name at least one person")
-        for name in self.annotators:
-            if not name.strip() or self.annotators.count(name) > 1:
+        # compared as a reader of the links would tell them apart
+        names = [unicodedata.normalize("NFC", name).strip() for name in self.annotators]
+        for name in names:
+            wrong = "twice" if names.count(name) > 1 else None
+            if not name:
+                wrong = "with no letters"
+            elif any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+                wrong = "with a control character"
+            if wrong:
                 raise ConfigError(
-                    f"--annotators names {name!r} "
-                    f"{'twice' if name.strip() else 'with no letters'}: each person needs a name "
-                    "of their own"
+                    f"--annotators names {name!r} {wrong}: each person needs a name of their own"
                 )
+        self.annotators = names
+
         if self.overlap > len(self.annotators):
             raise ConfigError(
                 f"--overlap {self.overlap} asks for more people than --annotators names "
@@ -73,7 +90,14 @@ class ProjectArgs:
             )
         if self.gold is not None and self.kind not in ("pairs", "thumbs", "ranking"):
             raise ConfigError(f"--gold has no meaning with --kind {self.kind}: leave it out")
-        if self.kind == "ratings" and (not self.scales or len(set(self.scales)) < len(self.scales)):
+        if self.gold_share + self.repeat_share >= 1:
+            raise ConfigError(
+                f"--gold_share {self.gold_share} and --repeat_share {self.repeat_share} leave no "
+                "room for new items: their sum must be below 1"
+            )
+
+        scales = [name.strip() for name in self.scales]
+        if self.kind == "ratings" and (not all(scales) or not 0 < len(set(scales)) == len(scales)):
             raise ConfigError(f"--scales needs different names, got {self.scales}")
 
 
@@ -98,6 +122,7 @@ class ItemCounts:
     items: int = 0
     equal_answers: int = 0  # answers to one prompt that another answer equals
     empty_answers: int = 0
+    answers_left_out: int = 0  # of rankings, which have at most nine
 
 
 def describe_project(args: ProjectArgs, made_of: dict[str, Any], *, seed: int) -> dict[str, Any]:
@@ -132,19 +157,45 @@ def describe_project(args: ProjectArgs, made_of: dict[str, Any], *, seed: int) -
 def must_make_items(store: Store, project: dict[str, Any]) -> bool:
     """Return whether a store is new; one that is not must be of this project.
 
+    People may have been added since.
+
     Raises:
         DataError: it belongs to another project.
     """
     if store.is_new:
         return True
     found = store.project()
-    if differing := [name for name in project if found.get(name) != project[name]]:
-        name = differing[0]
+    if differing := _differences(found, project | {"annotators": found["annotators"]}):
+        name, (before, now) = next(iter(differing.items()))
         raise DataError(
-            f"{store.path} is the store of another project: its {name} is {found.get(name)!r:.60}, "
-            f"here it is {project[name]!r:.60}; name another --store or --output_dir"
+            f"{store.path} is the store of another project: its {name} is {before!r:.60}, "
+            f"here it is {now!r:.60}; name another --store or --output_dir"
         )
+
+    if gone := set(found["annotators"]) - set(project["annotators"]):
+        raise DataError(
+            f"{store.path} holds the judgements of {', '.join(sorted(gone))} too: name them in "
+            "--annotators, or another --store"
+        )
+    added = [name for name in project["annotators"] if name not in found["annotators"]]
+    if added:
+        store.add_annotators(added)
     return False
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs, by the innermost name, of what both have.
+
+    A store that an older hfstack made lacks some.
+    """
+    differing: dict[str, tuple[Any, Any]] = {}
+    for name in wanted.keys() & found.keys():
+        before, now = found[name], wanted[name]
+        if isinstance(now, dict) and isinstance(before, dict):
+            differing |= _differences(before, now)
+        elif before != now:
+            differing[name] = (before, now)
+    return dict(sorted(differing.items()))
 
 
 def read_answered(rows: Iterable[Any], args: PreferenceArgs) -> list[Answered]:
@@ -169,15 +220,21 @@ def read_answered(rows: Iterable[Any], args: PreferenceArgs) -> list[Answered]:
                 "--model_name_or_path"
             )
 
-        for answer in answers:
-            if problem := problem_of_answer(answer, "the answer"):
-                raise DataError(f"row {number}: {problem}")
+        if problem := problem_of_texts(prompt, answers):
+            raise DataError(f"row {number}: {problem}")
         key = json.dumps(prompt, ensure_ascii=False)
         one = found.setdefault(key, Answered(prompt, [], []))
         one.answers += answers
         one.makers += [-1] * len(answers)
 
     return list(found.values())
+
+
+def problem_of_texts(prompt: Any, answers: Sequence[Any]) -> str | None:
+    """Return why a person could not be shown these, or None."""
+    problems = [problem_of_answer(prompt, "the prompt")]
+    problems += [problem_of_answer(answer, "the answer") for answer in answers]
+    return next((problem for problem in problems if problem), None)
 
 
 def _texts_of(row: dict[str, Any], args: PreferenceArgs) -> tuple[Any, list[Any]]:
@@ -216,6 +273,17 @@ def read_gold(kind: str, rows: Iterable[Any], args: PreferenceArgs) -> list[Item
                 f"gold row {number} holds no judgement of {kind} (needs prompt, "
                 f"{needed.get(kind, 'completions and ranks')}): {problem or ', '.join(given)}"
             )
+
+        problem = problem_of_texts(prompt, answers)
+        if not problem and len({as_seen(answer) for answer in answers}) < len(answers):
+            problem = f"two answers look the same: {answer_text(answers[0])[:60]!r}"
+        if not problem and kind == "ranking":
+            try:
+                read_verdict(kind, verdict, answers=len(answers))
+            except DataError as error:
+                problem = str(error)
+        if problem:
+            raise DataError(f"gold row {number}: {problem}; nobody could judge it right")
         items.append(Item(prompt, answers, gold=verdict))
     return items
 
@@ -234,6 +302,9 @@ def items_of(
     for number, one in enumerate(answered, 1):
         different = _different(one, counts)
         least, most = answers_wanted(kind)
+        if kind == "correction":
+            _refuse_long_answers(number, one)
+
         # Equal answers of a model are nobody's mistake; a file without a second answer is.
         if len(one.answers) < least:
             raise DataError(
@@ -252,8 +323,11 @@ def items_of(
             ]
             random.Random(f"pairs/{seed}/{number}").shuffle(made)
             items += made
+
+        # the page has a key for each of nine
         elif kind == "ranking":
             kept = different[:most]
+            counts.answers_left_out += len(different) - len(kept)
             makers = [maker for _, maker in kept]
             items.append(
                 Item(one.prompt, [answer for answer, _ in kept], source={"makers": makers})
@@ -266,11 +340,21 @@ def items_of(
     return items
 
 
+def _refuse_long_answers(number: int, one: Answered) -> None:
+    """Raise where an answer is longer than its correction may be."""
+    longest = max((len(answer_text(answer)) for answer in one.answers), default=0)
+    if longest > LONGEST_TEXT:
+        raise DataError(
+            f"prompt {number} has an answer of {longest} characters, and a correction has at most "
+            f"{LONGEST_TEXT}: {answer_text(one.prompt)[:60]!r}; shorten or remove it"
+        )
+
+
 def _different(one: Answered, counts: ItemCounts) -> list[tuple[Any, int]]:
     """Return the answers with their makers, each text once and none empty."""
     kept: dict[str, tuple[Any, int]] = {}
     for answer, maker in zip(one.answers, one.makers, strict=True):
-        text = answer_text(answer).strip()
+        text = as_seen(answer)
         if not text:
             counts.empty_answers += 1
         elif text in kept:
@@ -278,6 +362,16 @@ def _different(one: Answered, counts: ItemCounts) -> list[tuple[Any, int]]:
         else:
             kept[text] = (answer, maker)
     return list(kept.values())
+
+
+def as_seen(answer: Any) -> str:
+    """Return an answer's text without what nobody sees on the page.
+
+    Letters and their accents may be one character or two (Unicode's NFC makes them one), lines end
+    in several ways and with spaces, and some characters have no width.
+    """
+    text = unicodedata.normalize("NFC", answer_text(answer)).translate(_UNSEEN)
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 def choose_random(

@@ -22,7 +22,7 @@ JUDGEMENT_KINDS: tuple[str, ...] = get_args(JudgementKind)
 STRENGTHS = (1, 2, 3)  # a little better, better, much better
 HIGHEST_RATING = 5
 # Longest text of a person, in characters.
-_LONGEST_TEXT = 50_000
+LONGEST_TEXT = 50_000
 
 
 @dataclass
@@ -118,8 +118,8 @@ def _read_correction(given: dict[str, Any]) -> dict[str, Any]:
     text = given["text"]
     if not isinstance(text, str) or not text.strip():
         raise DataError("the corrected answer is empty: write it, or skip the item")
-    if len(text) > _LONGEST_TEXT:
-        raise DataError(f"the corrected answer has {len(text)} characters; at most {_LONGEST_TEXT}")
+    if len(text) > LONGEST_TEXT:
+        raise DataError(f"the corrected answer has {len(text)} characters; at most {LONGEST_TEXT}")
     return {"text": text}
 
 

@@ -13,9 +13,15 @@ function make(name, text, attributes = {}) {
 }
 
 async function ask(path, method) {
-  const answer = await fetch(path, { method: method || "GET", headers });
-  if (!answer.ok) throw new Error((await answer.json()).error);
-  return answer;
+  let answer;
+  try {
+    answer = await fetch(path, { method: method || "GET", headers });
+  } catch {
+    throw new Error("the server cannot be reached");
+  }
+  if (answer.ok) return answer;
+  const read = await answer.json().catch(() => ({}));
+  throw new Error(read.error || "the server answers with " + answer.status);
 }
 
 function figure(value) { return value === null ? "not defined yet" : value.toFixed(2); }
@@ -49,34 +55,54 @@ function draw(found) {
     + ", item " + one.item + ": " + one.comment), "None so far");
 }
 
+function report(text) {
+  at("save").className = text ? "bad" : "";
+  at("save").textContent = text;
+}
+
 async function refresh() {
   try {
     draw(await (await ask("/api/lead")).json());
-    if (!armed) at("save").textContent = "";
+    if (!armed) report("");
   } catch (error) {
-    at("save").className = "bad";
-    at("save").textContent = "Not up to date: " + error.message;
+    report("Not up to date: " + error.message);
   }
 }
 
-at("stop").addEventListener("click", async () => {
+async function stop() {
+  try {
+    await ask("/api/lead/stop", "POST");
+  } catch (error) {
+    report("Not ended: " + error.message);
+    return;
+  }
+  await refresh();
+}
+
+async function save() {
+  const link = document.createElement("a");
+  try {
+    link.href = URL.createObjectURL(await (await ask("/api/lead/export")).blob());
+  } catch (error) {
+    report("Not exported: " + error.message);
+    return;
+  }
+  link.download = "judgements.jsonl";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+at("stop").addEventListener("click", () => {
   if (!armed) {
     armed = true;
     at("stop").textContent = "Press again to end it for everybody";
     setTimeout(() => { armed = false; at("stop").textContent = "End the project"; }, 5000);
     return;
   }
-  await ask("/api/lead/stop", "POST");
-  await refresh();
+  stop();
 });
 
-at("export").addEventListener("click", async () => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(await (await ask("/api/lead/export")).blob());
-  link.download = "judgements.jsonl";
-  link.click();
-  URL.revokeObjectURL(link.href);
-});
+at("export").addEventListener("click", save);
 
 refresh();
 setInterval(refresh, 3000);

@@ -6,7 +6,17 @@ const token = location.hash.slice(1);
 const KEY = "outbox-" + token.slice(0, 12);
 const PAUSES_S = [1, 2, 4, 8, 15];
 
-class NotSaved extends Error {}
+class NotSaved extends Error {} // for now: what was to be saved is kept, and sent again
+class Refused extends Error {} // for good: the same would be refused again
+const FOR_GOOD = [409, 413, 422];
+
+// What a page remembers until it is closed. A browser that keeps nothing (storage is switched off,
+// or full) can still judge; there a reload loses what is being written.
+const memory = {
+  get(key) { try { return sessionStorage.getItem(key); } catch { return null; } },
+  set(key, value) { try { sessionStorage.setItem(key, value); } catch { /* as above */ } },
+  remove(key) { try { sessionStorage.removeItem(key); } catch { /* as above */ } },
+};
 
 async function ask(path, body) {
   const headers = { Authorization: "Bearer " + token };
@@ -19,26 +29,40 @@ async function ask(path, body) {
   } catch {
     throw new NotSaved("the server cannot be reached");
   }
-  if (answer.status === 429 || answer.status >= 500) throw new NotSaved("the server is busy");
-  const read = await answer.json();
-  if (!answer.ok) throw new Error(read.error || "refused");
-  return read;
+  // No JSON comes from a proxy, or from what else may listen at this address.
+  const read = await answer.json().catch(() => ({}));
+  if (answer.ok) return read;
+  if (answer.status === 429) throw new NotSaved("the server is busy");
+  const reason = read.error || "the server answers with " + answer.status;
+  if (answer.status >= 500) throw new NotSaved(reason);
+  throw FOR_GOOD.includes(answer.status) ? new Refused(reason) : new Error(reason);
 }
 
 const outbox = {
   waiting: null,
   failures: 0,
+  unkept: [], // what the browser would not keep, and this page alone holds
 
-  read() {
+  stored() {
     try { return JSON.parse(localStorage.getItem(KEY) || "[]"); } catch { return []; }
   },
 
-  write(rows) { localStorage.setItem(KEY, JSON.stringify(rows)); },
+  read() { return [...this.stored(), ...this.unkept]; },
+
+  add(judgement) {
+    try {
+      localStorage.setItem(KEY, JSON.stringify([...this.stored(), judgement]));
+    } catch {
+      this.unkept.push(judgement);
+    }
+  },
 
   // By id: another tab of the same person may have sent it, and removed it, too.
-  remove(id) { this.write(this.read().filter((row) => row.id !== id)); },
-
-  add(judgement) { this.write([...this.read(), judgement]); },
+  remove(id) {
+    const others = (rows) => rows.filter((row) => row.id !== id);
+    this.unkept = others(this.unkept);
+    try { localStorage.setItem(KEY, JSON.stringify(others(this.stored()))); } catch { /* empty */ }
+  },
 
   // Send what is left, oldest first; return the last answer, or null when nothing was left.
   async send(report) {
@@ -50,7 +74,7 @@ const outbox = {
       try {
         answer = await ask("/api/judgements", rows[0]);
       } catch (error) {
-        if (!(error instanceof NotSaved)) {
+        if (error instanceof Refused) {
           // It will never be taken: say why, and go on.
           this.remove(rows[0].id);
           report("bad", "Not saved: " + error.message);
@@ -58,8 +82,10 @@ const outbox = {
         }
         const pause = PAUSES_S[Math.min(this.failures, PAUSES_S.length - 1)];
         this.failures += 1;
-        report("bad", "Not saved yet: " + error.message + ". Kept here; next try in " + pause
-          + " s.");
+        const keeping = this.unkept.length
+          ? ". This browser keeps nothing: leave the page open; next try in "
+          : ". Kept here; next try in ";
+        report("bad", "Not saved yet: " + error.message + keeping + pause + " s.");
         await new Promise((resolve) => {
           this.wake = resolve;
           this.waiting = setTimeout(resolve, pause * 1000);

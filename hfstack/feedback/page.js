@@ -113,7 +113,7 @@ function drawControls() {
     const set = make("fieldset");
     const marked = parts.length > 1 && index === place ? "▸ " : "";
     set.append(make("legend", marked + group.name));
-    const row = make("div", undefined, { class: "row" });
+    const row = make("div", undefined, { class: group.options.length === 7 ? "row scale" : "row" });
     group.options.forEach((option, spot) => {
       const button = choice(option.label, option.key, option.value, option.isChosen);
       button.dataset.spot = index + "." + spot;
@@ -138,7 +138,7 @@ function draftKey() { return KEY + "-draft-" + item.step; }
 function saveDraft() {
   const corrected = at("corrected");
   const draft = { comment: at("comment").value, text: corrected ? corrected.value : null };
-  sessionStorage.setItem(draftKey(), JSON.stringify(draft));
+  memory.set(draftKey(), JSON.stringify(draft));
 }
 
 function showItem(given, isEdit) {
@@ -162,7 +162,7 @@ function showItem(given, isEdit) {
   at("answers").replaceChildren(...cards);
   at("answers").classList.toggle("two", cards.length === 2);
 
-  const draft = JSON.parse(sessionStorage.getItem(draftKey()) || "{}");
+  const draft = JSON.parse(memory.get(draftKey()) || "{}");
   if (project.kind === "correction") {
     const text = verdict ? verdict.text : given.answers[0].map((turn) => turn.text).join("\n");
     const field = make("textarea", undefined, { id: "corrected", class: "long" });
@@ -208,8 +208,8 @@ async function act(action, step) {
   if (action !== "undo") {
     judgement.comment = at("comment").value;
     judgement.flag = at("flag").getAttribute("aria-pressed") === "true";
-    sessionStorage.removeItem(draftKey());
-    sessionStorage.setItem(KEY + "-last", String(step));
+    memory.remove(draftKey());
+    memory.set(KEY + "-last", String(step));
   }
   if (action === "judge") {
     judgement.verdict = project.kind === "correction" ? { text: at("corrected").value } : verdict;
@@ -228,7 +228,7 @@ async function deliver() {
   } catch (error) {
     busy = false;
     if (item) drawControls();
-    report("bad", "Not saved: " + error.message);
+    report("bad", (error instanceof Refused ? "Not saved: " : "Not loaded: ") + error.message);
   }
 }
 
@@ -256,10 +256,10 @@ async function undo() {
     report("", "Nothing to undo");
     return;
   }
-  const last = Number(sessionStorage.getItem(KEY + "-last"));
-  const isThere = sessionStorage.getItem(KEY + "-last") !== null
+  const last = Number(memory.get(KEY + "-last"));
+  const isThere = memory.get(KEY + "-last") !== null
     && rows.some((row) => row.step === last);
-  sessionStorage.removeItem(KEY + "-last");
+  memory.remove(KEY + "-last");
   await act("undo", isThere ? last : rows[0].step);
 }
 
@@ -293,16 +293,28 @@ async function leave() {
   show(next);
 }
 
+// The letter or digit of a key; by its place where a keyboard writes another alphabet or signs.
+function keyOf(event) {
+  const place = /^(?:Key|Digit)(.)$/.exec(event.code);
+  const isPlain = /^[a-z0-9]$/i.test(event.key) || !place;
+  return (isPlain ? event.key : place[1]).toLowerCase();
+}
+
 function pressed(event) {
   const isWriting = event.target.matches("textarea, input");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); send(); }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!event.repeat) send();
+  }
   if (event.ctrlKey || event.metaKey || event.altKey || busy || !project) return;
   if (isWriting) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
 
-  const key = event.key.toLowerCase();
+  const key = keyOf(event);
+  // A key that is held down must not judge one item after the other.
+  if (event.repeat && !key.startsWith("arrow")) return;
   const isInChoice = event.target === document.body || event.target.closest("#controls");
   if (key === "u") { event.preventDefault(); undo(); return; }
   if (!item) return;

@@ -88,8 +88,10 @@ class Queue:
 
         # A skip says nothing of the item: somebody else is asked.
         change = (judgement.action == "judge") - (before is not None and before.action == "judge")
+        # Who comes back after a hold may judge what others have judged: nothing more is wanted.
+        self._done -= min(self._counts[step.item], self.settings.overlap)
         self._counts[step.item] += change
-        self._done += change
+        self._done += min(self._counts[step.item], self.settings.overlap)
         self._held[step.item].pop(name, None)
         if judgement.action == "undo":
             self._held[step.item][name] = step.shown
@@ -134,7 +136,8 @@ class Queue:
         return self._counts[item] >= self.settings.overlap
 
     def _is_free(self, item: int, now: float) -> bool:
-        holders = sum(now - shown < HOLD_S for shown in self._held[item].values())
+        # a clock that was set back leaves times in the future, which must not hold for ever
+        holders = sum(abs(now - shown) < HOLD_S for shown in self._held[item].values())
         return self._counts[item] + holders < self.settings.overlap
 
     def _repeatable(self, annotator: str) -> list[int]:

@@ -13,6 +13,7 @@ The store itself is never served, and nothing on the page may load or run what i
 """
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hfstack.errors import ConfigError, DataError, MissingExtraError
+from hfstack.errors import ConfigError, DataError, MachineError, MissingExtraError
 from hfstack.feedback.access import LEAD, Guard, RateLimit, find_name, token_of
 from hfstack.feedback.desk import Desk
 from hfstack.feedback.export import anonymous_rows
@@ -99,6 +100,12 @@ def make_app(desk: Desk) -> Any:
     @app.exception_handler(DataError)
     async def refuse_data(request: Request, error: DataError) -> Any:
         return JSONResponse({"error": str(error)}, status_code=422)
+
+    # The page keeps what could not be written, and sends it again.
+    @app.exception_handler(MachineError)
+    async def report_machine(request: Request, error: MachineError) -> Any:
+        logger.error("%s", error)
+        return JSONResponse({"error": str(error)}, status_code=503)
 
     _add_files(app, Request, Response)
 
@@ -178,6 +185,12 @@ def _read_body(body: bytes) -> dict[str, Any]:
         raise DataError("the request is no JSON") from None
     if not isinstance(given, dict):
         raise DataError("the request must be a JSON object")
+
+    # \ud83d alone is JSON, and nothing that could be sent to the lead or written to a file
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError("the request holds half a character (a lone surrogate)") from None
     return given
 
 
@@ -208,9 +221,11 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         sock.close()
         reason = getattr(error, "strerror", None) or error
+        advice = "give another --port (0 for any free one)"
+        if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+            advice = "give a --host that is an address of this machine"
         raise ConfigError(
-            f"--host {host} --port {port} cannot be used: {reason}; give another --port (0 for "
-            "any free one)"
+            f"--host {host} --port {port} cannot be used: {reason}; {advice}"
         ) from None
 
     if host not in LOOPBACK_NAMES:
@@ -267,6 +282,6 @@ def wait_for_people(desk: Desk) -> None:
         if not is_told and desk.is_complete:
             is_told = True
             logger.log(NOTICE, "all is judged; the last can be undone for %.0f s", LINGER_S)
-        if time.time() - desk.last_request > LINGER_S and desk.is_finished:
+        if time.monotonic() - desk.last_request_s > LINGER_S and desk.is_finished:
             return
     time.sleep(2)  # so that open pages see that it has ended

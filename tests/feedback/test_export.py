@@ -1,13 +1,16 @@
 """Judgements become rows that the preference recipes read, and no tie is ever a win."""
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hfstack.errors import DataError
 from hfstack.feedback.annotators import annotator_rows
 from hfstack.feedback.exchange import read_exchange, to_argilla, to_label_studio
-from hfstack.feedback.export import JudgedItem, Vote, export_rows
+from hfstack.feedback.export import JudgedItem, Vote, export_rows, store_paths
 from hfstack.feedback.kinds import Item
 from hfstack.tasks.preferences.data import to_labels, to_pairs
 
@@ -154,10 +157,6 @@ CASES = {
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("write", [to_label_studio, to_argilla], ids=["label_studio", "argilla"])
 def test_judgements_come_back_from_the_json_of_others(tmp_path, kind: str, write: Any) -> None:
-    import json
-
-    from hfstack.errors import DataError
-
     answers = ["a", "b"] if kind in ("pairs", "ranking") else ["a"]
     rows = [JudgedItem(Item("p", answers), votes(*CASES[kind]))]
     names = {"person 0": "A1", "person 1": "A2"}
@@ -176,3 +175,130 @@ def test_judgements_come_back_from_the_json_of_others(tmp_path, kind: str, write
     path.write_text('[{"text": "something else"}]')
     with pytest.raises(DataError, match="neither tasks of Label Studio"):
         read_exchange(path)
+
+
+def label_studio(results: list[Any], *, answers: int = 2, **changes: Any) -> dict[str, Any]:
+    data = {"prompt": "p"} | {f"answer{n}": f"a{n}" for n in range(1, answers + 1)}
+    data |= {"answer_source": "a model", "image": "x.png"}
+    return {
+        "id": 1,
+        "data": data,
+        "annotations": [{"completed_by": 7, "result": results}],
+    } | changes
+
+
+LEFT = {"type": "pairwise", "from_name": "pw", "value": {"selected": "left"}}
+REASON = {"type": "choices", "from_name": "why", "value": {"choices": ["style", "facts"]}}
+LINK = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+FIXED = {"type": "textarea", "from_name": "fixed"}
+
+
+def argilla(responses: dict[str, Any], *, answers: int = 2) -> dict[str, Any]:
+    fields = {"prompt": "p"} | {f"response{n}": f"a{n}" for n in range(answers, 0, -1)}
+    given = {
+        question: [value if isinstance(value, dict) else {"value": value, "user_id": "u"}]
+        for question, value in responses.items()
+    }
+    return {"fields": fields | {"response_model": "m"}, "responses": given}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "verdict"),
+    [
+        # what stands beside a judgement, in any order, is not it
+        (label_studio([REASON, LINK, LEFT]), "pairs", {"choice": 0, "strength": 2}),
+        (
+            label_studio([FIXED | {"value": {"text": "as one text"}}], answers=1),
+            "correction",
+            {"text": "as one text"},
+        ),
+        (
+            label_studio([{**REASON, "type": "rating", "value": {"rating": 4.0}}], answers=1),
+            "ratings",
+            {"scales": {"why": 4}},
+        ),
+        (
+            argilla({"preference": "response2", "why": "kind"}),
+            "pairs",
+            {"choice": 1, "strength": 2},
+        ),
+        # scales may be called as the questions of other kinds
+        (
+            argilla({"strength": 3, "preference": 2, "correction": 5}, answers=1),
+            "ratings",
+            {"scales": {"strength": 3, "preference": 2, "correction": 5}},
+        ),
+        (
+            argilla(
+                {"ranking": [{"value": f"response{n}", "rank": n} for n in (3, 1, 2)]}, answers=3
+            ),
+            "ranking",
+            {"ranks": [1, 2, 3]},
+        ),
+    ],
+)
+def test_odd_fields_of_other_tools_are_read_right(
+    tmp_path: Path, row: dict[str, Any], kind: str, verdict: dict[str, Any]
+) -> None:
+    path = tmp_path / "judgements.json"
+    path.write_text(json.dumps([row]))
+    found, (one,) = read_exchange(path)
+    assert found == kind and [vote.verdict for vote in one.votes] == [verdict]
+    assert one.item.answers == [f"a{n}" for n in range(1, len(one.item.answers) + 1)]
+
+
+def test_what_nobody_judged_and_a_second_judgement_of_one_person(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "judgements.json"
+    # a draft, a comment alone, and a person who judged twice: the later counts
+    draft = {"value": "response1", "user_id": "u", "status": "draft"}
+    rows = [argilla({"preference": draft}), argilla({"why": "x"}), argilla({"preference": "tie"})]
+    path.write_text(json.dumps(rows))
+    _, judged_rows = read_exchange(path)
+    assert [len(one.votes) for one in judged_rows] == [0, 0, 1]
+    assert "1 judgements hold nothing that is read" in caplog.text
+
+    row = label_studio([LEFT])
+    right = {**LEFT, "value": {"selected": "right"}}
+    row["annotations"].append({"completed_by": 7, "result": [right], "lead_time": "unknown"})
+    path.write_text(json.dumps([row]))
+    _, (one,) = read_exchange(path)
+    assert [vote.verdict["choice"] for vote in one.votes] == [1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([label_studio([LEFT], answers=1)], "entry 1: it has 1 answers, and is judged as pairs"),
+        ([label_studio([LEFT], data={"prompt": None, "answer1": "a"})], "prompt must be text"),
+        ([label_studio([LEFT], data={"prompt": "p", "answer2": "a"})], "cannot be read.*answer1"),
+        ([argilla({"preference": "response9"})], "cannot be read: KeyError.*response9"),
+        ([argilla({"kind": 9}, answers=1)], "ratings must be whole numbers from 1 to 5"),
+        ([argilla({"why": "x"})], r"judgements of 0 kinds \(none\)"),
+        ([argilla({"preference": "tie"}), argilla({"kind": 3}, answers=1)], "2 kinds"),
+        ([argilla({"preference": "tie"}), 5], "entry 2: cannot be read"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_what_cannot_be_read_of_other_tools_ends_in_one_line(
+    tmp_path: Path, rows: Any, message: str
+) -> None:
+    path = tmp_path / "judgements.json"
+    path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        read_exchange(path)
+
+
+def test_a_store_that_is_named_twice_does_not_count_twice(tmp_path: Path) -> None:
+    (tmp_path / "feedback.sqlite").touch()
+    with pytest.raises(DataError, match=r"--stores names .*feedback\.sqlite twice"):
+        store_paths([str(tmp_path), str(tmp_path / "feedback.sqlite")])
+
+
+def test_every_item_is_a_row_or_left_out_for_a_reason() -> None:
+    unseen, skipped = judged(), judged(skipped_by=["a"])
+    # the first judgement of a repeated item was taken back
+    again = JudgedItem(Item("p", ["a", "b"]), votes(FIRST, role="repeat"))
+    rows = [unseen, skipped, again, judged(FIRST), judged(TIE), judged(FIRST, SECOND)]
+    _, counts = export_rows("pairs", rows)
+    left = [getattr(counts, name) for name in vars(counts) if name.startswith("left_out")]
+    assert counts.items == counts.kept + sum(left) == 6 and counts.left_out_too_few == 3

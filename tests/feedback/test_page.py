@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hfstack.errors import MachineError
 from hfstack.feedback.access import LEAD
 from hfstack.feedback.kinds import Item
 from hfstack.feedback.store import latest_judgements, open_store
@@ -153,6 +154,63 @@ def test_a_server_that_dies_in_the_middle_loses_and_doubles_nothing(
     store = open_store(tmp_path / "feedback.sqlite")
     assert len(list(store.judgements())) == len(latest_judgements(store)) == 3
     store.close()
+
+
+def test_a_judgement_outlives_a_stranger_at_the_address_a_full_disk_and_a_browser_without_storage(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    desk = make_desk(tmp_path, pairs(3))
+    with served(desk) as address:
+        page = Page(browser, address, token(desk, "ann"))
+        page.wait("progress", "0 judged")
+    # another project at the same address knows nobody: what was judged is kept for its own
+    with served(make_desk(tmp_path / "other", pairs(1)), port=address[1]):
+        page.press("1" + ENTER)
+        page.wait("save", "Not saved yet: unknown token")
+    with served(desk := make_desk(tmp_path, []), port=address[1]):
+        page.wait("progress", "1 judged by you")
+
+        def full(*_: Any) -> None:
+            raise MachineError("feedback.sqlite cannot be written: database or disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.store, "add_judgement", full)
+            page.press("1" + ENTER)
+            page.wait("save", "Not saved yet: feedback.sqlite cannot be written: database or disk")
+        page.wait("progress", "2 judged by you")
+
+        blocked = (
+            "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceeded') }"
+        )
+        browser.execute_script(blocked)
+        page.press("1" + ENTER)
+        page.wait("thanks", "Done")
+    assert len(desk_judgements(tmp_path)) == 3 and not desk_judgements(tmp_path / "other")
+
+
+def test_a_held_key_judges_one_item_and_other_alphabets_have_the_same_keys(
+    browser: Any, tmp_path: Path
+) -> None:
+    def down(key: str, code: str, *, repeated: bool = False) -> None:
+        event = {"type": "keyDown", "key": key, "code": code, "autoRepeat": repeated}
+        browser.execute_cdp_cmd("Input.dispatchKeyEvent", event)
+        time.sleep(0.05)
+
+    with served(desk := make_desk(tmp_path, pairs(8))) as address:
+        page = Page(browser, address, token(desk, "ann"))
+        page.wait("progress", "0 judged")
+        down("s", "KeyS")
+        page.wait("progress", "1 judged by you")
+        for _ in range(10):
+            down("s", "KeyS", repeated=True)
+        assert "1 judged" in page.find("progress").text
+        # a Cyrillic S, and the digit 1 of a French keyboard
+        down("\u044b", "KeyS")
+        page.wait("progress", "2 judged by you")
+        down("&", "Digit1")
+        page.judge(ENTER, 3)
+    assert [one.action for one in desk_judgements(tmp_path)] == ["skip", "skip", "judge"]
 
 
 def test_two_people_at_once_and_text_that_stays_text(browser: Any, tmp_path: Path) -> None:

@@ -113,3 +113,22 @@ def test_the_order_of_sides_is_fixed_for_a_person_and_an_item_and_fair_over_them
         for name in ("ann", "ben")
     )
     assert 160 <= first <= 240, "four standard deviations around a fair coin"
+
+
+def test_who_comes_back_after_a_hold_adds_nothing_to_the_progress() -> None:
+    queue = Queue(items(2), settings())
+    first = take(queue, "ann")
+    second = take(queue, "ben", HOLD_S + 1)
+    assert first is not None and second is not None and first.item == second.item
+    judge(queue, second)
+    judge(queue, first)
+    assert queue.progress == (1, 2), "the other item is judged by nobody"
+    judge(queue, first, "undo")
+    assert queue.progress == (1, 2)
+
+
+def test_a_clock_that_is_set_back_holds_nothing_for_ever() -> None:
+    queue = Queue(items(1), settings())
+    assert take(queue, "ann", 1e9) is not None
+    assert take(queue, "ben", 1e9 - 1) is None
+    assert take(queue, "ben", 5.0) is not None

@@ -11,6 +11,7 @@ import pytest
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.feedback.access import LEAD, MOST_BODY_BYTES, RateLimit, find_name, token_of
+from hfstack.feedback.export import name_people, read_judged
 from hfstack.feedback.kinds import Item
 from hfstack.feedback.server import bind
 from hfstack.feedback.simulate import Client, Habits, judge_all
@@ -108,6 +109,10 @@ def test_what_is_too_large_or_malformed_is_refused_and_not_written(tmp_path: Pat
             (b"{", "is no JSON"),
             (b"[" * 100_000, "is no JSON"),
             (b"[]", "must be a JSON object"),
+            (judgement(0, good, comment="\ud83d"), "half a character"),
+            (judgement(0, good, id="\udfff" * 8), "half a character"),
+            (judgement(0, good, seconds=float("nan")), "seconds must be from 0"),
+            (judgement(10**400, good, id="huge-step"), "step must be one that was shown"),
             (judgement(0, {"choice": 2, "strength": 1}), "choice must be 0, 1 or null"),
             (judgement(0, {"choice": True, "strength": 1}), "choice must be 0, 1 or null"),
             (judgement(0, {"choice": 0}), "lacks 'strength'"),
@@ -178,6 +183,11 @@ def test_the_lead_sees_progress_and_ends_the_project(tmp_path: Path) -> None:
         assert status == 200 and len(rows) == 6
         assert {row["annotator"] for row in rows} == {"A1", "A2"}, "no names leave"
         assert b"ann" not in body.replace(b"annotator", b"")
+        # and a person is called the same in what the recipe feedback writes
+        judged = read_judged(desk.store)
+        written = name_people(judged, [str(desk.store.path)], with_names=False)
+        order = [one.annotator for one in desk.store.steps()]
+        assert [row["annotator"] for row in rows] == [written[name] for name in order]
 
         lead.ask("/api/lead/stop", {})
         status, _, body = request(
@@ -197,7 +207,7 @@ def test_a_port_in_use_and_a_host_of_somebody_else_end_in_one_line(caplog) -> No
         port = sock.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port} cannot be used: .*another --port"):
             bind("127.0.0.1", port)
-    with pytest.raises(ConfigError, match="cannot be used"):
+    with pytest.raises(ConfigError, match="cannot be used: .*give a --host that is an address"):
         bind("192.0.2.1", 0)
     with bind("0.0.0.0", 0):
         assert "whoever can reach this machine can read the page" in caplog.text

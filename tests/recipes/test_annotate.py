@@ -10,7 +10,7 @@ from hfstack.demo.answers import answers
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, Preempted
 from hfstack.feedback.export import read_stores
 from hfstack.feedback.server import bind
-from hfstack.feedback.store import open_store
+from hfstack.feedback.store import Store, open_store
 from hfstack.runs.record import read_run
 from tests.tiny_chat import save_tiny_chat
 
@@ -125,3 +125,7 @@ def test_mistakes_end_in_one_line(annotate, tmp_path: Path) -> None:
     annotate(output_dir=tmp_path / "first")
     store = tmp_path / "first" / "feedback.sqlite"
     refused("is the store of another project: its kind", DataError, store=store, kind="thumbs")
+    served = Store(store)
+    served.claim()
+    refused("is served by another annotate", DataError, store=store)
+    served.close()
