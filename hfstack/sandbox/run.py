@@ -1,7 +1,8 @@
 """Run untrusted programs, bounded, and say of each whether it came to its end.
 
 What holds, and what does not, is in docs/security.md. A program is Python source; it passes when
-its last line was reached. Exits, endless loops, kills and everything else are failures.
+its last line was reached, and the last line of its tests, which run in another process (calls.py).
+Exits, endless loops, kills and everything else are failures.
 """
 
 import functools
@@ -26,6 +27,7 @@ logger = get_logger(__name__)
 _CHILD = Path(__file__).with_name("child.py")
 _START_S = 20.0  # of the interpreter and its root, on a machine that is busy
 _FIRST_UID = 1_000_000  # of users that no system has, so that a limit on processes counts one run
+_USERS = 1_000_000
 _PROBE = "import socket, os\nassert os.listdir('/') and not os.path.exists('/proc/1')"
 
 
@@ -61,6 +63,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A program, and the tests that use what it defines."""
+
+    source: str
+    """Not trusted."""
+    test: str = ""
+    preamble: str = ""
+    """Run before the tests, with them: what they use and the program is not asked for."""
+    entry_point: str | None = None
+    """What is asked for: of the program, although Python may have the name too."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a program."""
 
@@ -75,14 +90,15 @@ class Sandbox:
     isolated: bool
     limits: Limits = Limits()
 
-    def run(self, program: str) -> Outcome:
+    def run(self, program: Program | str) -> Outcome:
         """Run one program and return what became of it."""
-        passed = secrets.token_hex(16)
+        program = Program(program) if isinstance(program, str) else program
+        # a user of its own for each run, or one run's processes would be counted to another
+        uid = _FIRST_UID + secrets.randbelow(_USERS)
         with tempfile.TemporaryDirectory(prefix="hfstack-sandbox-") as root:
             Path(root).chmod(0o755 if self.isolated else 0o777)
             asked = {
-                "program": program,
-                "passed": passed,
+                "program": program.source,
                 "namespaces": self.isolated,
                 "root": root,
                 "readable": _interpreter_folders(),
@@ -91,16 +107,14 @@ class Sandbox:
                 "limits": self.limits.as_rlimits(
                     others=0 if self.isolated or os.getuid() == 0 else _processes_of_this_user()
                 ),
-                # a user of its own for each run, or one run's processes would be counted to another
-                "uid": _FIRST_UID + secrets.randbelow(1_000_000),
+                "uid": uid,
+                "tests_uid": uid + _USERS,
             }
-            said = _start(asked, seconds=self.limits.seconds + _START_S)
-        if said == passed:
-            return Outcome(True)
-        # a program that forked may have failed several times
-        return Outcome(False, said.removeprefix("failed: ").partition("failed: ")[0])
+            tests = {name: getattr(program, name) for name in ("test", "preamble", "entry_point")}
+            said = _start(asked, tests, seconds=self.limits.seconds + _START_S)
+        return Outcome(said == "passed", "" if said == "passed" else said.removeprefix("failed: "))
 
-    def run_all(self, programs: Sequence[str]) -> list[Outcome]:
+    def run_all(self, programs: Sequence[Program | str]) -> list[Outcome]:
         """Run several programs, as many at a time as there are processors."""
         with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
             return list(pool.map(self.run, programs))
@@ -162,8 +176,13 @@ def why_not_isolated() -> str:
     return "" if outcome.passed else outcome.reason
 
 
-def _start(asked: dict[str, Any], *, seconds: float) -> str:
-    """Run the child and return what it says; a child that says nothing has failed."""
+def _start(asked: dict[str, Any], tests: dict[str, Any], *, seconds: float) -> str:
+    """Run the child and return what it says; a child that says nothing has failed.
+
+    The tests come last: whoever is to read the program stops before them.
+    """
+    settings = json.dumps(asked).encode()
+    written = b"%d\n%s%s" % (len(settings), settings, json.dumps(tests).encode())
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_CHILD)],
         stdin=subprocess.PIPE,
@@ -174,7 +193,7 @@ def _start(asked: dict[str, Any], *, seconds: float) -> str:
         start_new_session=True,
     )
     try:
-        said, errors = process.communicate(json.dumps(asked).encode(), timeout=seconds)
+        said, errors = process.communicate(written, timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"failed: still running after {seconds:g} s"
     finally:

@@ -1,4 +1,4 @@
-"""Programs run bounded: forty and more hostile ones are contained, and none of them passes."""
+"""Programs run bounded: a hundred hostile ones are contained, and none of them passes."""
 
 import os
 import signal
@@ -8,14 +8,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from hfstack.errors import ConfigError
 from hfstack.sandbox import run
-from hfstack.sandbox.run import Limits, Outcome, Sandbox, open_sandbox, why_not_isolated
-from tests.sandbox.hostile_programs import HOSTILE
+from hfstack.sandbox.run import (
+    Limits,
+    Outcome,
+    Program,
+    Sandbox,
+    open_sandbox,
+    why_not_isolated,
+)
+from tests.sandbox.hostile_programs import FAKES, HOSTILE, MORE_HOSTILE
 
 SHORT = Limits(seconds=1.0, memory_bytes=256 << 20)
 
@@ -28,12 +36,22 @@ def sandbox() -> Sandbox:
 
 
 @pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        server.setblocking(False)
-        yield server
+def listeners(tmp_path: Path) -> Iterator[list[socket.socket]]:
+    """Of a port, of a name in no folder, and of a file in tmp_path, which everybody may reach."""
+    with ExitStack() as closing:
+        found = []
+        for family, address in (
+            (socket.AF_INET, ("127.0.0.1", 0)),
+            (socket.AF_UNIX, f"\0hfstack-{tmp_path.name}"),
+            (socket.AF_UNIX, str(tmp_path / "socket")),
+        ):
+            server = closing.enter_context(socket.socket(family))
+            server.bind(address)
+            server.listen()
+            server.setblocking(False)
+            found.append(server)
+        (tmp_path / "socket").chmod(0o777)
+        yield found
 
 
 def processes() -> set[int]:
@@ -50,10 +68,18 @@ def processes() -> set[int]:
     return found
 
 
+@pytest.mark.parametrize(
+    "hostile", [HOSTILE, pytest.param(MORE_HOSTILE, marks=pytest.mark.slow)], ids=["first", "more"]
+)
 def test_no_hostile_program_passes_and_none_leaves_a_trace(
-    sandbox: Sandbox, listener: socket.socket, tmp_path: Path
+    sandbox: Sandbox,
+    hostile: dict[str, str],
+    listeners: list[socket.socket],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert len(HOSTILE) >= 40
+    assert len(hostile) >= 40
+    monkeypatch.setenv("HFSTACK_SECRET", "secret")
     canary = tmp_path / "canary"
     canary.write_text("whole")
     canary.chmod(0o666)
@@ -62,19 +88,22 @@ def test_no_hostile_program_passes_and_none_leaves_a_trace(
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
 
     folders = set(Path(tempfile.gettempdir()).glob("hfstack-sandbox-*"))
-    known = {"canary": canary, "port": listener.getsockname()[1], "pid": os.getpid()}
-    programs = [fill(source, known) for source in HOSTILE.values()]
+    known = {"canary": canary, "port": listeners[0].getsockname()[1], "pid": os.getpid()}
+    known |= {"folder": tmp_path, "abstract": f"hfstack-{tmp_path.name}"}
+    programs = [fill(source, known) for source in hostile.values()]
     try:
         outcomes = sandbox.run_all(programs)
     finally:
         signal.signal(signal.SIGTERM, before)
 
-    assert [name for name, one in zip(HOSTILE, outcomes, strict=True) if one.passed] == []
-    assert all(one.reason for one in outcomes)
-    assert canary.read_text() == "whole" and sorted(tmp_path.iterdir()) == [canary]
+    assert [name for name, one in zip(hostile, outcomes, strict=True) if one.passed] == []
+    assert all(one.reason.isprintable() and one.reason for one in outcomes)
+    assert canary.read_text() == "whole"
+    assert sorted(tmp_path.iterdir()) == [canary, tmp_path / "socket"]
     assert not heard
-    with pytest.raises(BlockingIOError):
-        listener.accept()
+    for server in listeners:
+        with pytest.raises(BlockingIOError):
+            server.accept()
     assert not Path("/usr/lib/hfstack-canary").exists()
     assert set(Path(tempfile.gettempdir()).glob("hfstack-sandbox-*")) == folders
 
@@ -83,6 +112,133 @@ def test_no_hostile_program_passes_and_none_leaves_a_trace(
     while processes() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes()
+
+
+UNITTEST = """
+import math, unittest
+class Add(unittest.TestCase):
+    def test_add(self):
+        self.assertEqual(add(2, 3), 5)
+        assert math.isclose(add(20, 30), 50)
+found = unittest.TestResult()
+unittest.defaultTestLoader.loadTestsFromTestCase(Add)(found)
+assert found.wasSuccessful() and found.testsRun == 1 and not found.skipped
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert add(2, 3) == 5\nassert add(20, 30) == 50",
+        *(
+            pytest.param(text, marks=pytest.mark.slow)
+            for text in (
+                "for one, two in zip(map(add, [2, 20], [3, 30]), [5, 50]): assert one == two",
+                "assert 5 in [add(2, 3)] and all(add(n, n) == 2 * n for n in range(5))",
+                UNITTEST,
+            )
+        ),
+    ],
+    ids=["plain", "zip", "in", "unittest"],
+)
+def test_no_program_passes_by_what_it_does_to_its_tests(sandbox: Sandbox, test: str) -> None:
+    honest = Program("def add(a, b): return a + b", test)
+    *fakes, right = sandbox.run_all([*(Program(one, test) for one in FAKES.values()), honest])
+    assert right.passed and len(FAKES) >= 40
+    assert [name for name, one in zip(FAKES, fakes, strict=True) if one.passed] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "test"),
+    [
+        ("def f(a): a.sort()", "a = [3, 1]\nf(a)\nassert a == [1, 3]"),
+        ("def f(a): a['b'] = 1; return a", "a = {}\nassert f(a) is a and a == {'b': 1}"),
+        ("n = 0\ndef f():\n    global n\n    n += 1", "f()\nf()\nassert n == 2"),
+        ("def f(n): yield from range(n)", "assert list(f(3)) == [0, 1, 2] and sum(f(4)) == 6"),
+        ("def f(g, x): return [g(y) for y in x]", "assert f(lambda y: -y, [1, 2]) == [-1, -2]"),
+        (
+            "def f(n): return n.x + (f(n.y) if n.y else 0)",
+            """
+class Node:
+    def __init__(self, x, y=None): self.x, self.y = x, y
+assert f(Node(1, Node(2))) == 3
+""",
+        ),
+        (
+            """
+from dataclasses import dataclass
+@dataclass(order=True)
+class P:
+    x: int
+    def __add__(self, other): return P(self.x + other.x)
+""",
+            """
+p = P(1) + P(2)
+assert p == P(3) and p != P(4) and p < P(5) and isinstance(p, P) and not isinstance(3, P)
+p.x = 9
+assert p.x == 9 and repr(p) == 'P(x=9)'
+""",
+        ),
+        (
+            """
+class E(ValueError): pass
+def f(): raise E('no')
+def g(): raise KeyError(1)
+""",
+            """
+try: f()
+except E as error: assert str(error) == 'no' and isinstance(error, ValueError)
+else: assert False
+try: g()
+except KeyError as error: assert error.args == (1,)
+else: assert False
+""",
+        ),
+        (
+            """
+from collections import Counter, namedtuple
+from fractions import Fraction
+P = namedtuple('P', 'x y')
+def f(): return P(1, 2), Counter('aab'), Fraction(1, 2), None, float('inf'), {1: {2}}
+""",
+            """
+p, counts, half, *others = f()
+assert p == (1, 2) and p.y == 2 and p[0] == 1 and counts == {'a': 2, 'b': 1} and half * 2 == 1
+assert others == [None, float('inf'), {1: {2}}]
+""",
+        ),
+        (
+            "def f(): print('hello')",
+            """
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()) as printed: f()
+assert printed.getvalue() == 'hello\\n'
+""",
+        ),
+        (
+            "def f(n): return 0 if n == 0 else 1 + f(n - 1)",
+            """
+try: f(10 ** 6)
+except RecursionError: pass
+else: assert False
+assert f(9) == 9
+""",
+        ),
+    ],
+)
+def test_tests_reach_what_a_program_defines(sandbox: Sandbox, source: str, test: str) -> None:
+    assert sandbox.run(Program(source, test)) == Outcome(True)
+
+
+def test_a_name_is_that_of_the_preamble_then_of_python_then_of_the_program(
+    sandbox: Sandbox,
+) -> None:
+    source = "def double(x): return 5\ndef sum(a, b): return a + b\ndef f(): return 2"
+    preamble = "def double(x): return 2 * x"
+    assert sandbox.run(Program(source, "assert double(f()) == 4", preamble)).passed
+    assert sandbox.run(Program(source, "assert sum([1, 2]) == 3")).passed
+    assert sandbox.run(Program(source, "assert sum(1, 2) == 3", entry_point="sum")).passed
+    assert sandbox.run(Program(source, "assert g() == 3")).reason == "NameError"
 
 
 def fill(source: str, known: dict[str, object]) -> str:

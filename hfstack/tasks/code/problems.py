@@ -5,12 +5,14 @@ perhaps `entry_point` (a `check(candidate)` in the test is called with it), `can
 `task_id`.
 """
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hfstack.errors import DataError
+from hfstack.sandbox.run import Program
 
 PROBLEM_COLUMNS = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
 
@@ -29,14 +31,18 @@ class Problem:
     entry_point: str | None = None
     solution: str | None = None
 
-    def program(self, answer: str) -> str:
-        """Return the whole program: the answer behind its prompt, and the tests.
+    def program(self, answer: str) -> Program:
+        """Return the program, which is the answer behind its prompt, and its tests.
 
         An answer in a fenced block stands for itself where it defines what was asked for.
         """
-        code = read_answer(self.prompt, answer)
         call = f"\ncheck({self.entry_point})\n" if self._has_check() else "\n"
-        return f"{code}\n\n{self.test}\n{call}"
+        return Program(
+            read_answer(self.prompt, answer),
+            test=f"{self.test}\n{call}",
+            preamble=_read_preamble(self.prompt),
+            entry_point=self.entry_point,
+        )
 
     def _has_check(self) -> bool:
         return self.entry_point is not None and "def check(" in self.test
@@ -57,6 +63,29 @@ def read_answer(prompt: str, answer: str) -> str:
         end = _NEXT_STATEMENT.search(answer)
         answer = answer if end is None else answer[: end.start()]
     return prompt + answer
+
+
+def _read_preamble(prompt: str) -> str:
+    """Return what a prompt defines before its last function, which is asked for.
+
+    Its imports and helper functions are the tests' own as well, whatever an answer makes of them.
+    Its classes are not: what a test makes of them is handed to the answer. Nothing of a prompt that
+    is no Python.
+    """
+    code = prompt
+    if _is_open(prompt):
+        last = prompt.rstrip().splitlines()[-1]
+        # a body after the line that opens it, or beside the one that is there
+        indent = len(last) - len(last.lstrip()) + (4 if last.rstrip().endswith(":") else 0)
+        code = f"{prompt.rstrip()}\n{' ' * indent}pass\n"
+    try:
+        statements = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return ""
+    while statements and not isinstance(statements[-1], (ast.FunctionDef, ast.ClassDef)):
+        statements.pop()
+    kept = [one for one in statements[:-1] if not isinstance(one, ast.ClassDef)]
+    return "\n".join(map(ast.unparse, kept))
 
 
 def _is_open(prompt: str) -> bool:

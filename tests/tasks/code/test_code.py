@@ -8,7 +8,7 @@ import pytest
 
 from hfstack.demo.functions import functions
 from hfstack.errors import ConfigError, DataError
-from hfstack.sandbox.run import Limits, Outcome, Sandbox
+from hfstack.sandbox.run import Limits, Outcome, Program, Sandbox
 from hfstack.tasks.code.pass_at_k import pass_at_k, summarise
 from hfstack.tasks.code.problems import Problem, read_answer, read_problems
 from hfstack.tasks.rewards.code_tests import CodeTests
@@ -73,12 +73,35 @@ def test_an_answer_becomes_the_code_that_was_asked_for(answer: str, code: str) -
     assert read_answer(PROMPT, answer).rstrip() == code.rstrip()
 
 
+def run(program: Program) -> None:
+    """Run a program and its tests in one interpreter, here."""
+    exec(compile(f"{program.source}\n\n{program.test}", "p", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize(
+    ("prompt", "preamble"),
+    [
+        (PROMPT, ""),
+        (f"import math\n\ndef half(x):\n    return x / 2\n\n{PROMPT}", "import math\ndef half"),
+        ("from typing import List\n\n# Add.\ndef add(a, b):\n", "from typing import List"),
+        ("import math\nclass A:\n    x = 1\ndef add(a, b):", "import math"),
+        ("Write a function that adds two numbers.", ""),
+        ("import math\n# Add two numbers.", ""),
+    ],
+)
+def test_the_helpers_of_a_prompt_are_those_of_its_tests(prompt: str, preamble: str) -> None:
+    found = Problem("a", prompt, "assert add(1, 2) == 3").program("    return a + b").preamble
+    assert found.startswith(preamble) and bool(found) == bool(preamble)
+    assert "add" not in found and "class" not in found
+
+
 def test_the_check_of_humaneval_is_called_and_plain_tests_stand_alone() -> None:
     test = "def check(candidate):\n    assert candidate(1, 2) == 3"
     program = Problem("a", PROMPT, test, "add").program("    return a + b")
-    exec(compile(program, "p", "exec"), {})  # noqa: S102
-    assert program.rstrip().endswith("check(add)")
-    assert "check(" not in Problem("a", PROMPT, "assert add(1, 2) == 3", "add").program("    pass")
+    run(program)
+    assert program.test.rstrip().endswith("check(add)") and program.entry_point == "add"
+    plain = Problem("a", PROMPT, "assert add(1, 2) == 3", "add").program("    pass")
+    assert "check(" not in plain.test
     with pytest.raises(DataError, match=r"rows\.jsonl: row 2 has no 'test'.*it has: prompt"):
         read_problems([{"prompt": "a", "test": "b"}, {"prompt": "a", "test": None}], "rows.jsonl")
 
@@ -88,10 +111,10 @@ class Noted(Sandbox):
 
     def run_all(self, programs: Any) -> list[Outcome]:
         ran.append(list(programs))
-        return [Outcome("+" in program) for program in programs]
+        return [Outcome("+" in program.source) for program in programs]
 
 
-ran: list[list[str]] = []
+ran: list[list[Program]] = []
 
 
 def test_the_reward_is_1_where_the_tests_pass_and_runs_a_program_once() -> None:
@@ -115,10 +138,10 @@ def test_demo_functions_pass_their_own_tests_and_no_others() -> None:
     assert rows[:20] == list(functions(0, 20)) != list(functions(1, 20))
     assert len({row["prompt"] for row in rows}) > 50
     for problem, other in zip(read_problems(rows, "demo"), rows[1:], strict=False):
-        exec(compile(problem.program(problem.solution or ""), "p", "exec"), {})  # noqa: S102
+        run(problem.program(problem.solution or ""))
         if other["canonical_solution"] != problem.solution:
             with pytest.raises(Exception):  # noqa: B017 - an assertion, or a wrong type
-                exec(compile(problem.program("    return None"), "p", "exec"), {})  # noqa: S102
+                run(problem.program("    return None"))
 
 
 def test_limits_name_what_the_system_bounds() -> None:
