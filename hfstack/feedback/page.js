@@ -190,6 +190,7 @@ function show(next) {
     at("over").hidden = false;
     at("again").hidden = next.state === "stopped";
     at("undo-last").hidden = next.state === "stopped" || !next.done;
+    at("undo-last").disabled = false; // it was not, while the last judgement was saved
     at("why").textContent = next.state === "stopped"
       ? "The lead has ended this project. Everything that you judged is saved."
       : "There is nothing left for you at the moment. You can close this page.";

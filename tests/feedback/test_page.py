@@ -109,6 +109,7 @@ def test_thirty_items_by_keys_with_undo_reload_tie_skip_flag_and_edit(
         for done in range(13, 31):
             page.judge(good() + ENTER, done)
         page.wait("thanks", "Done, thank you!")
+        assert page.find("undo-last").is_enabled()
 
     store = open_store(tmp_path / "feedback.sqlite")
     latest = latest_judgements(store)
