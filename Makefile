@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo feedback gpu test test-versions test-slow zoo lint format docs docs-check docs-site wheel clean
+.PHONY: help venv demo feedback gpu test test-versions test-newest test-slow zoo lint format docs docs-check docs-site wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make feedback    after make demo: judge 40 pairs in a browser, and see the model change (minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
+	@echo "make test-newest run all of it with the newest ones, on the newest Python here; once a week"
 	@echo "make gpu         measure on this machine's GPU, in parts of at most ten minutes, and print the tables"
 	@echo "make zoo         run the recipes on tiny models of every family of transformers (an hour of CPU), and write docs/models.md"
 	@echo "make lint        ruff and pyright"
@@ -46,6 +47,9 @@ test: venv
 
 test-versions:
 	PYTHON=$(PYTHON) .ci/test_versions
+
+test-newest:
+	PYTHON=$(PYTHON) .ci/test_versions --whole newest
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

@@ -18,6 +18,7 @@ ACCELERATE_CONFIGS = ROOT / "accelerate_configs"
 REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
 CONSTRAINTS = ROOT / "constraints.txt"
 CONSTRAINTS_OLDEST = ROOT / "constraints_oldest.txt"
+TESTED_VERSIONS = ROOT / "tested_versions.json"
 PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
 
 _SIZE_SUFFIX = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)

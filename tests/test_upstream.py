@@ -36,6 +36,7 @@ HOOKS = {
     "transformers.PreTrainedModel": "_init_weights",
     "transformers.Trainer": (
         "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "
+        "get_eval_dataloader get_test_dataloader prediction_step evaluation_loop get_batch_samples "
         "create_scheduler _clip_grad_norm "
         "evaluate log save_model _save _load_from_checkpoint _load_best_model"
     ),
@@ -47,10 +48,38 @@ HOOKS = {
     ),
     "transformers.cache_utils.DynamicLayer": "update get_seq_length",
     "trl.generation.vllm_generation.VLLMGeneration": "_iter_named_params",
+    "trl.DPOTrainer": "_prepare_dataset",
+    "trl.KTOTrainer": "_prepare_dataset",
+    "trl.experimental.orpo.ORPOTrainer": (
+        "tokenize_row get_batch_loss_metrics store_metrics concatenated_forward odds_ratio_loss"
+    ),
     "evaluate.Metric": "_info _compute",
     "torch.nn.Module": "forward",
     "torch.autograd.Function": "forward backward",
 }
+# Private names of others that the source reads or sets, and who has them. A name in single quotes
+# stands in the source of the owner: it is made there on instances.
+PRIVATE = {
+    "argparse._ActionsContainer": "'_actions'",
+    "torch.nn.Module": "'_parameters' '_buffers'",
+    "torch.UntypedStorage": "_cdata",
+    "torch.ops.mkldnn": "_is_mkldnn_bf16_supported",
+    "torch.distributed.distributed_c10d": "_get_default_store _set_pg_timeout",
+    "transformers.PreTrainedConfig": "_attn_implementation",
+    "transformers.PreTrainedModel": "_keys_to_ignore_on_save '_is_hf_initialized'",
+    "transformers.Trainer": "_get_num_items_in_batch _prepare_inputs '_loss_shifts_labels'",
+    "trl.SFTTrainer": "'_metrics'",
+    "trl.DPOTrainer": "'_metrics'",
+    "trl.KTOTrainer": "'_metrics'",
+    "trl.RewardTrainer": "'_metrics'",
+    "trl.experimental.orpo.ORPOTrainer": "'_stored_metrics'",
+    "trl.generation.vllm_generation.VLLMGeneration": "'_dist' _fix_param_name_to_vllm",
+    "peft.tuners.tuners_utils.BaseTunerLayer": "_active_adapter _disable_adapters",
+    "peft.utils.other.AuxiliaryTrainingWrapper": "'_active_adapter' '_disable_adapters'",
+    "tiktoken.Encoding": "'_core_bpe'",
+    "datatrove.executor.base.PipelineExecutor": "_run_for_rank",
+}
+PUBLIC = {"_asdict", "_replace", "_exit"}  # of namedtuple and os, by the standard library's docs
 
 
 def tree(path: Path) -> ast.Module:
@@ -127,14 +156,24 @@ def resolve(name: str) -> object:
 
 
 # imported where it is used, and the extra that installs it
-OPTIONAL = {"deepspeed": "deepspeed", "fastapi": "feedback", "uvicorn": "feedback"}
+OPTIONAL = {
+    "deepspeed": "deepspeed",
+    "fastapi": "feedback",
+    "uvicorn": "feedback",
+    "datatrove": "cluster",
+    "vllm": "vllm",
+}
+
+
+def skip_without(module: str) -> None:
+    package = module.partition(".")[0]
+    if package in OPTIONAL and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'hfstack[{OPTIONAL[package]}]'")
 
 
 @pytest.mark.parametrize(("module", "name"), imported_names(), ids=lambda value: value or "module")
 def test_imports(module: str, name: str):
-    package = module.partition(".")[0]
-    if package in OPTIONAL and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'hfstack[{OPTIONAL[package]}]'")
+    skip_without(module)
     loaded = importlib.import_module(module)
     assert not name or hasattr(loaded, name) or importlib.import_module(f"{module}.{name}")
 
@@ -180,9 +219,7 @@ def test_training_arguments_fields():
 
 def our_classes() -> Iterator[type]:
     for path in SOURCES:
-        if ROOT / "hfstack" in path.parents and any(
-            isinstance(node, ast.ClassDef) for node in tree(path).body
-        ):
+        if any(isinstance(node, ast.ClassDef) for node in tree(path).body):
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             yield from (
                 cls
@@ -198,20 +235,106 @@ def test_hooks_exist_upstream():
 
 
 def test_hooks_are_all_listed():
+    """Those of classes that are only combined with one of upstream, too."""
     known = {resolve(name): set(hooks.split()) for name, hooks in HOOKS.items()}
     for cls in our_classes():
         upstream = [base for base in cls.__mro__ if is_upstream(base.__module__)]
         listed = set().union(*(hooks for base, hooks in known.items() if base in cls.__mro__))
-        for name, value in vars(cls).items():
-            if isinstance(value, FunctionType) and value.__module__ != cls.__module__:
+        parts = [part for part in cls.__mro__ if part not in upstream and part is not object]
+        for part, (name, value) in ((one, item) for one in parts for item in vars(one).items()):
+            if isinstance(value, FunctionType) and value.__module__ != part.__module__:
                 continue  # added by upstream, as the checks of a configuration are
             kinds = FunctionType | property | classmethod | staticmethod
             replaces = [base for base in upstream if name in vars(base)]
             if replaces and not name.startswith("__") and isinstance(value, kinds):
                 assert name in listed, (
-                    f"{cls.__name__}.{name} replaces {replaces[0].__qualname__}.{name}: list it "
+                    f"{part.__name__}.{name} replaces {replaces[0].__qualname__}.{name}: list it "
                     "in HOOKS"
                 )
+
+
+def private_names() -> tuple[set[str], set[str]]:
+    """Return the private attributes that the source makes, and those that it uses."""
+    made, used = set[str](), set[str]()
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                made.add(node.name)
+            elif isinstance(node, ast.alias):
+                made |= {*node.name.split("."), node.asname or ""}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                made.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                of_its_own = ast.unparse(node.value) in ("self", "cls")
+                (made if of_its_own and isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+                used |= {part.value for part in node.args[1:2] if isinstance(part, ast.Constant)}
+
+    used = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    return made, used
+
+
+def test_private_names_are_all_listed():
+    made, used = private_names()
+    listed = {name.strip("'") for names in PRIVATE.values() for name in names.split()}
+    hooks = {hook for names in HOOKS.values() for hook in names.split()}
+    assert sorted(used - made - listed - hooks - PUBLIC) == [], "of whom are they? see PRIVATE"
+    assert sorted(listed - used) == [], "no longer used"
+
+
+@pytest.mark.parametrize("owner", PRIVATE)
+def test_private_names_exist_upstream(owner: str):
+    skip_without(owner)
+    found = resolve(owner)
+    for name in PRIVATE[owner].split():
+        if name.startswith("'"):
+            source = "".join(
+                inspect.getsource(base)
+                for base in getattr(found, "__mro__", [found])
+                if is_upstream(base.__module__) or base.__module__ == "argparse"
+            )
+            assert re.search(rf"\b{name.strip(chr(39))}\b", source), (
+                f"{owner} has no {name} any more"
+            )
+        else:
+            assert hasattr(found, name), f"{owner} has no {name} any more"
+
+
+def test_the_trainer_counts_and_evaluates_as_the_averages_need():
+    from accelerate.data_loader import DataLoaderShard
+    from accelerate.state import GradientState
+    from transformers import Trainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    # token_average.py builds the loader of one process's rows by itself
+    loader = DataLoaderShard(
+        [10, 11, 12, 13],
+        device=None,
+        batch_sampler=[[0, 2], [3]],
+        collate_fn=list,
+        num_workers=0,
+        pin_memory=False,
+        persistent_workers=False,
+        prefetch_factor=None,
+    )
+    assert list(loader) == [[10, 12], [13]]
+    for name in ("end_of_dataloader", "remainder"):
+        assert isinstance(getattr(GradientState, name), property)
+
+    parameters = {
+        "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+        "_get_num_items_in_batch": ["batch_samples", "device"],
+        "_prepare_inputs": ["inputs"],
+        "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
+    }
+    for name, expected in parameters.items():
+        assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == expected, name
+    assert "metric_key_prefix" in inspect.signature(Trainer.evaluation_loop).parameters
+
+    # step_means.py weighs the fifth of what ORPO's forward pass returns
+    assert "chosen_logits, rejected_logits, chosen_nll_loss)" in inspect.getsource(
+        ORPOTrainer.concatenated_forward
+    )
 
 
 def test_the_argument_parser_behaves_as_config_needs():

@@ -30,10 +30,12 @@ from hfstack import __version__
 from hfstack.cli.launch import count_gpus
 from hfstack.logs import is_reader_gone
 from hfstack.machine import core_quota, count_cores, processor_name, visible_cores
-from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, PYPROJECT
+from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, PYPROJECT, TESTED_VERSIONS
 
 _HUB_TIMEOUT_S = 4
 _LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
+# whose versions stand in the lines of what was tested; the record has those of all libraries
+_SHOWN = "torch transformers trl accelerate peft datasets".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ def examine() -> list[CheckResult]:
     """Return the results of all checks, in the order in which they are printed."""
     return [
         *_libraries(),
+        *_tested_windows(TESTED_VERSIONS),
         *_extras(),
         *_processor(),
         *_accelerators(),
@@ -108,10 +111,15 @@ def run_doctor(argv: list[str] | None = None) -> int:
 
 def _libraries() -> Iterator[CheckResult]:
     """Compare the installed libraries with what hfstack needs and was tested with."""
-    tested, oldest = tested_versions(CONSTRAINTS), tested_versions(CONSTRAINTS_OLDEST)
+    pinned, oldest = tested_versions(CONSTRAINTS), tested_versions(CONSTRAINTS_OLDEST)
+    passed = [
+        {_canonical(name): pin for name, pin in record["versions"].items()}
+        for record in read_tested_windows(TESTED_VERSIONS)
+    ]
     for name, span, extra in requirements():
         if extra is None:
-            pins = [pins.get(_canonical(name)) for pins in (oldest, tested)]
+            pins = [oldest.get(_canonical(name)), *(pins.get(_canonical(name)) for pins in passed)]
+            pins.append(pinned.get(_canonical(name)))  # the last is what to install
             yield _library(name, span, [pin for pin in pins if pin])
 
 
@@ -119,7 +127,7 @@ def _library(name: str, span: str, tested: list[str]) -> CheckResult:
     """Compare one installed library with what hfstack asks for.
 
     Args:
-        tested: the versions that the tests run on, the oldest first.
+        tested: the versions that the tests run on; the last one is what to install.
     """
     install = f"pip install '{name}=={tested[-1]}'" if tested else f"pip install '{name}{span}'"
 
@@ -136,13 +144,36 @@ def _library(name: str, span: str, tested: list[str]) -> CheckResult:
             "libraries", "problem", f"{name} {found}: hfstack asks for {span}", install
         )
 
-    if tested and _release(found) not in map(_release, tested):
-        versions = " and ".join(dict.fromkeys(tested))
+    releases = {_release(pin): pin for pin in reversed(tested)}
+    if tested and _release(found) not in releases:
+        *others, last = [releases[release] for release in sorted(releases)]
+        versions = f"{', '.join(others)} and {last}" if others else last
         return CheckResult(
             "libraries", "note", f"{name} {found}: within {span}, but tested with {versions}"
         )
 
     return CheckResult("libraries", "ok", f"{name} {found}")
+
+
+def _tested_windows(records: Path) -> Iterator[CheckResult]:
+    """Say which versions passed which tests, when, and by which command."""
+    for record in read_tested_windows(records):
+        pins = {"Python": record["python"]} | {name: record["versions"][name] for name in _SHOWN}
+        text = (
+            f"{record['date']}, {record['window']}, {record['tests']} suite: {record['passed']} "
+            f"tests pass with {_one_line(pins)} ({record['command']})"
+        )
+        yield CheckResult("tested", "ok", text)
+
+    pinned = tested_versions(CONSTRAINTS)
+    pins = {name: pinned[name] for name in _SHOWN if name in pinned}
+    yield CheckResult(
+        "tested", "ok", f"each change, constraints.txt, whole suite: {_one_line(pins)} (make test)"
+    )
+
+
+def _one_line(pins: dict[str, str]) -> str:
+    return ", ".join(f"{name} {pin}" for name, pin in pins.items())
 
 
 def _extras() -> Iterator[CheckResult]:
@@ -338,6 +369,11 @@ def tested_versions(constraints: Path) -> dict[str, str]:
         for name, equals, pin in (line.partition("==") for line in lines)
         if equals
     }
+
+
+def read_tested_windows(records: Path) -> list[dict[str, Any]]:
+    """Return what `.ci/test_versions` wrote: each window and suite, when it last passed."""
+    return json.loads(records.read_text(encoding="utf-8")) if records.is_file() else []
 
 
 def _canonical(name: str) -> str:

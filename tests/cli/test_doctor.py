@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.cli import doctor
-from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST
+from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, TESTED_VERSIONS
 
 SECRET = "hf_" + "q" * 34
 
@@ -82,6 +82,7 @@ def test_text_output_ends_with_a_verdict(
     assert text.endswith("\nready\n")
     assert [line for line in text.splitlines() if line and line[0] != " "][1:-1] == [
         "libraries",
+        "tested",
         "optional",
         "machine",
         "disk",
@@ -121,6 +122,45 @@ def test_versions_against_the_tested_ones(
     monkeypatch.setattr(doctor, "installed_version", lambda name: found)
     finding = doctor._library("trl", ">=1.15,<1.17", ["1.15.0", "1.16.0"])
     assert (finding.state, finding.text) == (state, text)
+
+
+def test_versions_that_passed_are_named_with_their_date(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    pins = dict.fromkeys(["torch", "transformers", "accelerate", "peft", "datasets"], "9.1")
+    record = {
+        "window": "newest",
+        "tests": "whole",
+        "command": ".ci/test_versions --whole newest",
+        "date": "2031-05-06",
+        "passed": 7,
+        "skipped": 1,
+        "python": "3.19.2",
+        "versions": {**pins, "trl": "1.16.9"},
+    }
+    file = tmp_path / "tested.json"
+    file.write_text(json.dumps([record]))
+    newest, pinned = doctor._tested_windows(file)
+    assert newest.text == (
+        "2031-05-06, newest, whole suite: 7 tests pass with Python 3.19.2, torch 9.1, transformers "
+        "9.1, trl 1.16.9, accelerate 9.1, peft 9.1, datasets 9.1 (.ci/test_versions --whole newest)"
+    )
+    trl = doctor.tested_versions(CONSTRAINTS)["trl"]
+    assert f"trl {trl}, " in pinned.text and pinned.text.endswith("(make test)")
+
+    # A version that passed is no longer untested.
+    monkeypatch.setattr(doctor, "TESTED_VERSIONS", file)
+    monkeypatch.setattr(doctor, "requirements", lambda: [doctor.Requirement("trl", ">=1", None)])
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.16.9")
+    assert [finding.state for finding in doctor._libraries()] == ["ok"]
+
+
+def test_the_record_is_of_versions_that_are_allowed():
+    spans = {doctor._canonical(name): span for name, span, extra in doctor.requirements()}
+    for record in doctor.read_tested_windows(TESTED_VERSIONS):
+        assert record["command"].startswith(".ci/test_versions ") and record["passed"] > 100
+        for name, pin in record["versions"].items():
+            assert doctor.satisfies(pin, spans[doctor._canonical(name)]), (name, pin)
 
 
 @pytest.mark.parametrize(
