@@ -51,18 +51,6 @@ ROOT = Path(__file__).parent.parent
 CLOCKS = re.compile(r"(_runtime|_per_second|tokens_per_s|mfu|step_time)$|^time/")
 
 
-@dataclass
-class Outcome:
-    """The result of one recipe's killed runs."""
-
-    recipe: str
-    runs: int = 0
-    kills: int = 0
-    while_saving: int = 0
-    torn: int = 0
-    differences: list[str] = field(default_factory=list)
-
-
 def main() -> int:
     """Run the soak; return 0 when every run ended as it would have undisturbed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -81,22 +69,33 @@ def main() -> int:
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
     inputs = make_inputs(folder / "inputs")
 
-    print(f"{'recipe':<14}{'runs':>6}{'kills':>7}{'saving':>8}{'torn':>6}  outcome")
-    outcomes = []
+    soaks = []
     kills = math.ceil(args.kills / len(args.recipes))
-    for recipe in args.recipes:
-        generator = random.Random(f"{args.seed} {recipe}")
-        outcome = soak(recipe, RECIPES[recipe](inputs), folder / recipe, kills, generator, args)
-        outcomes.append(outcome)
-        result = "; ".join(outcome.differences) or "weights and log equal"
-        print(
-            f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}"
-            f"{outcome.torn:>6}  {result}"
-        )
+    began_s = processor_s()
+    try:
+        for recipe in args.recipes:
+            generator = random.Random(f"{args.seed} {recipe}")
+            flags = training_flags(
+                RECIPES[recipe](inputs), steps=args.steps, processes=args.processes
+            )
+            soaks.append(Soak(recipe, flags, folder / recipe, generator))
+            soaks[-1].run_undisturbed()
 
-    total = sum(outcome.kills for outcome in outcomes)
-    torn = sum(outcome.torn for outcome in outcomes)
-    failed = sum(len(outcome.differences) for outcome in outcomes)
+        # By turns, so that a soak that is stopped has killed runs of every recipe.
+        while waiting := [soak for soak in soaks if soak.kills < kills]:
+            for soak in waiting:
+                soak.run_killed(min(args.kills_per_run, kills - soak.kills))
+                print(f"  {soak}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+    print(f"{'recipe':<14}{'runs':>6}{'kills':>7}{'saving':>8}{'torn':>6}  outcome")
+    for soak in soaks:
+        print(soak)
+    total = sum(soak.kills for soak in soaks)
+    torn = sum(soak.torn for soak in soaks)
+    failed = sum(len(soak.differences) for soak in soaks)
+    print(f"{(processor_s() - began_s) / 3600:.2f} CPU hours")
     print(f"{total} kills, {torn} torn checkpoints set aside, {failed} runs that differ")
 
     if args.folder is None and not failed:
@@ -104,75 +103,84 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def soak(
-    recipe: str,
-    flags: Flags,
-    folder: Path,
-    kills: int,
-    generator: random.Random,
-    args: argparse.Namespace,
-) -> Outcome:
-    """Run one recipe undisturbed, then killed until `kills` are reached."""
-    module = load_and_warm_up(recipe)
-    flags = training_flags(flags, steps=args.steps, processes=args.processes)
-    folder.mkdir(parents=True)
+def processor_s() -> float:
+    """Return the seconds of processor time of this process and of those it waited for."""
+    return sum(os.times()[:4])
 
-    # undisturbed
-    undisturbed = folder / "undisturbed"
-    began = time.monotonic()
-    if wait(start(module, flags, undisturbed)) != 0:
-        raise SystemExit(f"{recipe} fails undisturbed: {read_last_line(undisturbed)}")
-    duration_s = time.monotonic() - began
 
-    # killed
-    outcome = Outcome(recipe)
-    while outcome.kills < kills:
-        killed = folder / f"killed-{outcome.runs}"
+@dataclass
+class Soak:
+    """The killed runs of one recipe, and what they are compared with."""
+
+    recipe: str
+    flags: Flags
+    folder: Path
+    generator: random.Random
+    runs: int = 0
+    kills: int = 0
+    while_saving: int = 0
+    torn: int = 0
+    differences: list[str] = field(default_factory=list)
+    module: ModuleType = field(init=False)
+    duration_s: float = field(init=False)
+
+    @property
+    def undisturbed(self) -> Path:
+        """The folder of the run that nothing disturbs."""
+        return self.folder / "undisturbed"
+
+    def run_undisturbed(self) -> None:
+        """Import the recipe, and run it once from beginning to end."""
+        self.module = load_and_warm_up(self.recipe)
+        self.folder.mkdir(parents=True)
+        began = time.monotonic()
+        if wait(start(self.module, self.flags, self.undisturbed)) != 0:
+            raise SystemExit(f"{self.recipe} fails undisturbed: {read_last_line(self.undisturbed)}")
+        self.duration_s = time.monotonic() - began
+
+    def run_killed(self, kills: int) -> None:
+        """Start a run, kill it up to `kills` times, let it finish, and compare."""
+        killed = self.folder / f"killed-{self.runs}"
         log = killed.with_suffix(".log")
-        limit = min(args.kills_per_run, kills - outcome.kills)
-        kill_and_resume(module, flags, killed, duration_s, limit, generator, outcome)
+        self.kill_and_resume(killed, kills)
 
-        outcome.runs += 1
-        outcome.torn += log.read_text(errors="replace").count(" is torn: ")
-        found = compare(undisturbed, killed)
-        outcome.differences += [f"run {outcome.runs}: {difference}" for difference in found]
-        if not outcome.differences:
+        self.runs += 1
+        self.torn += log.read_text(errors="replace").count(" is torn: ")
+        found = compare(self.undisturbed, killed)
+        self.differences += [f"run {self.runs}: {difference}" for difference in found]
+        if not self.differences:
             shutil.rmtree(killed)
             log.unlink()
 
-    return outcome
+    def kill_and_resume(self, out: Path, kills: int) -> None:
+        """Start a run, kill it `kills` times, and let it finish."""
+        for attempt in range(kills + 1):
+            resume: Flags = {"resume_from_checkpoint": "last"} if attempt else {}
+            process = start(self.module, self.flags | resume, out)
 
+            # The last start is left alone.
+            if attempt == kills:
+                if wait(process) != 0:
+                    self.differences.append(f"ended with an error: {read_last_line(out)}")
+                return
 
-def kill_and_resume(
-    module: ModuleType,
-    flags: Flags,
-    out: Path,
-    duration_s: float,
-    kills: int,
-    generator: random.Random,
-    outcome: Outcome,
-) -> None:
-    """Start a run, kill it `kills` times, and let it finish."""
-    for attempt in range(kills + 1):
-        resume: Flags = {"resume_from_checkpoint": "last"} if attempt else {}
-        process = start(module, flags | resume, out)
+            if self.generator.random() < 0.5:
+                was_killed = kill_while_saving(process, out, self.generator)
+                self.while_saving += was_killed
+            else:
+                was_killed = kill_after(process, self.generator.uniform(0, self.duration_s))
 
-        # The last start is left alone.
-        if attempt == kills:
-            if wait(process) != 0:
-                outcome.differences.append(f"ended with an error: {read_last_line(out)}")
-            return
+            # It may have finished before.
+            self.kills += was_killed
+            if not was_killed:
+                return
 
-        if generator.random() < 0.5:
-            was_killed = kill_while_saving(process, out, generator)
-            outcome.while_saving += was_killed
-        else:
-            was_killed = kill_after(process, generator.uniform(0, duration_s))
-
-        # It may have finished before.
-        outcome.kills += was_killed
-        if not was_killed:
-            return
+    def __str__(self) -> str:
+        result = "; ".join(self.differences) or "weights and log equal"
+        return (
+            f"{self.recipe:<14}{self.runs:>6}{self.kills:>7}{self.while_saving:>8}"
+            f"{self.torn:>6}  {result}"
+        )
 
 
 def kill_after(process: int, seconds: float) -> bool:

@@ -41,7 +41,7 @@ class Range(NamedTuple):
         return (above and below) or value in self.also
 
 
-def _read_range(text: str) -> Range:
+def read_range(text: str) -> Range:
     """Read `[0, 1)`, or `-1 or [1, inf)`."""
     *also, interval = text.split(" or ")
     low, high = interval[1:-1].split(",")
@@ -104,7 +104,7 @@ _TABLE = {
     "rating_threshold reward_weights",
     "[0, 4294967296)": "data_seed seed split_seed",
 }
-RANGES = {name: _read_range(text) for text, names in _TABLE.items() for name in names.split()}
+RANGES = {name: read_range(text) for text, names in _TABLE.items() for name in names.split()}
 
 
 def refuse_out_of_range(values: Mapping[str, Any], places: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from hfstack.disk import hash_file, read_regular_file
 from hfstack.errors import CheckpointError
+from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.size_limits import refuse_too_many_modules
 
 ModelKind = Literal[
@@ -152,6 +153,7 @@ def identify_model(name: str, revision: str | None = None) -> Contents:
         raises=CheckpointError,
         folder=folder if folder.is_dir() else None,
     )
+    refuse_impossible_numbers(config, f"{name}/config.json", raises=CheckpointError)
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else "no architecture"
     if not isinstance(architecture, str):

@@ -31,6 +31,7 @@ from trl import ModelConfig
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.contents import (
     ADAPTER_FILE,
     Contents,
@@ -410,6 +411,7 @@ def architecture_config(config_file: Path, tokenizer: PreTrainedTokenizerBase) -
         values, _ = PreTrainedConfig.get_config_dict(config_file)
         refuse_too_many_modules(values, config_file, raises=ConfigError, folder=None)
         refuse_more_than_memory(values, config_file, raises=ConfigError)
+        refuse_impossible_numbers(values, config_file, raises=ConfigError)
         config = AutoConfig.from_pretrained(config_file, trust_remote_code=False)
     except ConfigError:
         raise

@@ -41,11 +41,14 @@ class Tally:
     refused: int = 0
     seconds: float = 0.0
     kib: int = 0
+    case: tuple[Any, ...] = ()
+    slowest: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.calls} calls, {self.refused} of them refused in one line; the longest took "
             f"{self.seconds:.2f} s of processor time, the largest {self.kib / 1024:.0f} MiB"
+            + (f"; the slowest case was {self.slowest}" if self.slowest else "")
         )
 
 
@@ -54,8 +57,10 @@ def short(examples: int) -> settings:
     return settings(max_examples=examples, derandomize=True, **_ALL)  # type: ignore[arg-type]
 
 
-def check_many(seed: int, draw: Callable[[random.Random], Any], check: Callable[..., None]) -> None:
-    """Check the 10,000 cases of a slow test, and name all that fail.
+def check_many(
+    seed: int, tally: Tally, draw: Callable[[random.Random], Any], check: Callable[..., None]
+) -> None:
+    """Check the 10,000 cases of a slow test, and name all that fail, and the slowest.
 
     A case is a few numbers and names, in which hypothesis has nothing to make smaller; without it
     each costs half as much.
@@ -63,11 +68,11 @@ def check_many(seed: int, draw: Callable[[random.Random], Any], check: Callable[
     choose = random.Random(seed)
     failures = []
     for _ in range(LONG):
-        case = draw(choose)
+        tally.case = draw(choose)
         try:
-            check(*case)
+            check(*tally.case)
         except Exception as error:
-            failures.append(f"{case}: {type(error).__name__}: {str(error)[:200]}")
+            failures.append(f"{tally.case}: {type(error).__name__}: {str(error)[:200]}")
     assert not failures, f"{len(failures)} of {LONG} fail:\n" + "\n".join(failures[:50])
 
 
@@ -90,6 +95,8 @@ def outcome(call: Callable[[], Any], tally: Tally | None = None) -> Any:
         assert str(error).strip() and "\n" not in str(error).strip()
 
     seconds, grown_kib = time.process_time() - began, _peak_kib() - before_kib
+    if seconds > tally.seconds:
+        tally.slowest = tally.case
     tally.seconds, tally.kib = max(tally.seconds, seconds), max(tally.kib, grown_kib)
     assert seconds < _MOST_S
     assert grown_kib < _MOST_KIB

@@ -278,6 +278,7 @@ def test_many_damaged_files(folder: Path, tally: Tally) -> None:
     suffixes = sorted(FILES)
     check_many(
         1,
+        tally,
         lambda choose: (
             choose.choice(suffixes),
             choose.randrange(2**32),
@@ -291,6 +292,7 @@ def test_many_damaged_files(folder: Path, tally: Tally) -> None:
 def test_many_odd_rows(folder: Path, tiny_tokenizer: Any, tally: Tally) -> None:
     check_many(
         2,
+        tally,
         lambda choose: (
             choose.randrange(len(CHOICES)),
             choose.randrange(2**32),

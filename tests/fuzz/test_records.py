@@ -171,6 +171,7 @@ def test_many_records(folder: Path, tally: Tally) -> None:
     names = sorted(READERS)
     check_many(
         3,
+        tally,
         lambda choose: (choose.choice(names), choose.randrange(2**32)),
         lambda name, number: check_record(folder, name, number, tally),
     )

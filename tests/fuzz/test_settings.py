@@ -178,6 +178,7 @@ def test_settings(folder: Path, tally: Tally, number: int) -> None:
 def test_many_settings(folder: Path, tally: Tally) -> None:
     check_many(
         4,
+        tally,
         lambda choose: (choose.randrange(2**32),),
         lambda number: check_settings(folder, number, tally),
     )

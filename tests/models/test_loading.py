@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, CanineConfig, CanineModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.loading import (
     check_vocabulary,
     is_masked_lm,
@@ -42,8 +45,10 @@ def architecture(folder: Path, **changes: object) -> Path:
         ({"num_hidden_layers": 10_000_000}, "num_hidden_layers is 10,000,000 where at most 1,024"),
         ({"hidden_size": 10_000_000}, "1 layers of width 10,000,000 are 372,529 GiB of weights"),
         ({"num_hidden_layers": "two"}, "not a model configuration: "),
-        ({"hidden_size": -16}, "small.json"),
-        ({"num_attention_heads": 0}, "small.json"),
+        ({"hidden_size": -16}, "small.json: hidden_size is -16; it has to be at least 1"),
+        ({"num_attention_heads": 0}, "small.json: num_attention_heads is 0; it has to be at least"),
+        ({"num_attention_heads": 3}, "not a multiple"),
+        ({"num_key_value_heads": 4}, "num_attention_heads is 2, which the 4 of num_key_value_head"),
         ({"model_type": "nothing"}, "not a model configuration: "),
     ],
 )
@@ -79,11 +84,27 @@ def _changed(model: Path, folder: Path, name: str, **changes: object) -> ModelCo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_attention_heads": 0}, "ZeroDivisionError"),
-        ({"num_attention_heads": 7}, "not a multiple"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads is 0; it has to be at"),
+        ({"num_attention_heads": 7}, "which the 2 of num_key_value_heads do not divide"),
         ({"hidden_size": "64"}, "hidden_size"),
-        ({"head_dim": -1}, "negative dimension"),
-        ({"vocab_size": -5}, "config.json"),
+        ({"head_dim": -1}, "config.json: head_dim is -1; it has to be 0 or above"),
+        ({"vocab_size": -5}, "config.json: vocab_size is -5; it has to be at least 1"),
+        ({"vocab_size": 10**400}, "config.json: vocab_size is a number of 401 digits"),
+        ({"vocab_size": 9}, "other shapes"),
+        (
+            {"attention_dropout": 7},
+            r"config.json: attention_dropout is 7; it has to be in \[0, 1\)",
+        ),
+        ({"attention_dropout": -0.1}, "config.json: attention_dropout is -0.1; it"),
+        ({"rms_norm_eps": float("nan")}, "config.json: rms_norm_eps is nan, which is no number"),
+        ({"rms_norm_eps": {"__float__": "NaN"}}, "config.json: rms_norm_eps is nan, which is no"),
+        ({"rms_norm_eps": -1e-6}, "config.json: rms_norm_eps is -1e-06; it"),
+        ({"rms_norm_eps": float("inf")}, "config.json: rms_norm_eps is inf; it"),
+        ({"rope_theta": -1}, "config.json: rope_theta is -1; it has to be above 0"),
+        ({"rope_parameters": {"rope_theta": 0, "rope_type": "default"}}, "rope_theta is 0; it"),
+        ({"max_position_embeddings": 0}, "config.json: max_position_embeddings is 0; it"),
+        ({"initializer_range": -0.02}, "config.json: initializer_range is -0.02; it"),
+        ({"my_own_number": float("nan")}, "config.json: my_own_number is nan, which is no"),
         ({"pad_token_id": 10**9}, "Padding_idx"),
         ({"hidden_act": "os.system"}, "os.system"),
         ({"tie_word_embeddings": "maybe"}, "tie_word_embeddings"),
@@ -100,6 +121,20 @@ def test_a_model_whose_config_describes_none_is_one_line(
     assert "\n" not in str(caught.value)
     with contextlib.suppress(CheckpointError):
         load_tokenizer(args)
+
+
+@pytest.mark.slow
+def test_no_family_of_transformers_has_a_number_that_is_refused() -> None:
+    checked = 0
+    for family in CONFIG_MAPPING_NAMES:
+        # a few families have no config of default values
+        try:
+            values = CONFIG_MAPPING[family]().to_dict()
+        except (ValueError, ImportError, StrictDataclassError):
+            continue
+        refuse_impossible_numbers(values, family, raises=ConfigError)
+        checked += 1
+    assert checked > 400
 
 
 def test_a_config_that_the_tokenizer_cannot_be_read_with_is_one_line(
