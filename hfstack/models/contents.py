@@ -6,7 +6,6 @@ of the head that is missing.
 """
 
 import functools
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -15,8 +14,9 @@ from typing import Any, Literal
 
 from huggingface_hub import constants
 
-from hfstack.disk import hash_file, read_regular_file
+from hfstack.disk import hash_file
 from hfstack.errors import CheckpointError
+from hfstack.json_forms import read_json_file
 from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.size_limits import refuse_too_many_modules
 
@@ -223,8 +223,8 @@ def refuse_file(name: str) -> None:
 def _shards(index: Path) -> list[str]:
     """Return the files that an index of weights names, none of a broken one."""
     try:
-        shards = json.loads(read_regular_file(index))["weight_map"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        shards = read_json_file(index)["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return sorted({shard for shard in shards if isinstance(shard, str)})
 
@@ -283,7 +283,7 @@ def refuse_changed_base(adapter: str, base: str) -> None:
     folder = Path(adapter).resolve()
     inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
     run = _run_of(folder) or (_run_of(folder.parent) if inside else {})
-    for entry in run.get("models", []):
+    for entry in _entries_of_weights(run):
         path = Path(entry["path"])
         if path.suffix != ".safetensors" or path.resolve().parent != Path(base).resolve():
             continue
@@ -298,6 +298,18 @@ def refuse_changed_base(adapter: str, base: str) -> None:
                 f"{adapter} was trained on other weights than {base} holds now: {path.name} has "
                 "changed since; restore it, or train the adapter again"
             )
+
+
+def _entries_of_weights(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run.json says of weights, without entries that have not the form of one."""
+    entries = run.get("models")
+    return [
+        entry
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and entry.keys() >= {"bytes", "blake2b"}
+    ]
 
 
 def refuse_lost_layers(model: Any, missing: Collection[str], name: str) -> None:
@@ -355,7 +367,7 @@ def _read_config_json(name: str, revision: str | None) -> dict[str, Any]:
     """Return the config.json of a folder or Hub id."""
     try:
         if Path(name).is_dir():
-            config = json.loads(read_regular_file(Path(name) / "config.json"))
+            config = read_json_file(Path(name) / "config.json")
             if not isinstance(config, dict):
                 raise ValueError("config.json holds no object")
             return config
@@ -387,17 +399,35 @@ def _find_adapter(name: str, revision: str | None) -> Path | None:
 def _adapter_contents(name: str, file: Path) -> Contents:
     """Return what an adapter is, by the task that peft recorded."""
     try:
-        config = json.loads(read_regular_file(file))
+        config = read_json_file(file)
         task, base = config.get("task_type"), config.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{name}/{ADAPTER_FILE} cannot be read: {error}") from None
 
-    if not base:
+    if not base or not isinstance(base, str):
         raise CheckpointError(f"{name} is an adapter that names no base model: train it again")
+    refuse_impossible_numbers(config, f"{name}/{ADAPTER_FILE}", raises=CheckpointError)
+    _refuse_circle(name, base)
     kind = _BY_ADAPTER_TASK.get(str(task), "model of an unknown task")
     if kind == "sequence classifier" and _run_of(Path(name)).get("recipe") == "reward":
         kind = "reward model"
     return Contents(kind, f"{task}, from {name}/{ADAPTER_FILE}", adapter=True, base=base)
+
+
+def _refuse_circle(name: str, base: str) -> None:
+    """Refuse an adapter whose bases lead back to it: loading them would never end."""
+    seen = {Path(name).resolve()}
+    while "\0" not in base and (file := Path(base) / ADAPTER_FILE).is_file():
+        if file.parent.resolve() in seen:
+            raise CheckpointError(
+                f"{name} is an adapter on {base}, whose base is an adapter again, in a circle: "
+                f"name the model under them in {ADAPTER_FILE}"
+            )
+        seen.add(file.parent.resolve())
+        try:
+            base = str(read_json_file(file)["base_model_name_or_path"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # said where it is loaded
 
 
 def _kind_of_sentence_transformers(
@@ -426,7 +456,7 @@ def _kind_of_sentence_transformers(
 def _run_of(folder: Path) -> dict[str, Any]:
     """Return the run.json of a folder, {} without one that can be read."""
     try:
-        values = json.loads(read_regular_file(folder / "run.json"))
+        values = read_json_file(folder / "run.json")
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -4,6 +4,7 @@ TRL's ModelConfig is the description of a model; nothing here runs code from a r
 safetensors weights are read.
 """
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from trl import ModelConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.contents import (
@@ -59,6 +61,10 @@ _REFUSALS = (
 _UNREADABLE = (OSError, ValueError, SafetensorError)
 
 
+# What peft raises besides on values of an adapter_config.json, of which it checks few.
+_NO_ADAPTER = (*_UNREADABLE, RuntimeError, KeyError, TypeError, AttributeError, re.error)
+
+
 def load_tokenizer(
     args: ModelConfig, tokenizer_name_or_path: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -83,7 +89,10 @@ def load_tokenizer(
             _warn_of_other_ids(args, tokenizer, name)
         return tokenizer
     # It reads the config.json of the model as well.
-    except (*_REFUSALS, RecursionError) as error:
+    except Exception as error:
+        # The library tokenizers knows no other class for a file that it cannot read.
+        if type(error) is not Exception and not isinstance(error, (*_REFUSALS, RecursionError)):
+            raise
         if tokenizer_name_or_path is None and (Path(name) / ADAPTER_FILE).is_file():
             logger.info("%s is an adapter without a tokenizer: its base's is used", name)
             return load_tokenizer(replace(args, model_name_or_path=identify_model(name).base))
@@ -282,7 +291,35 @@ def why_unreadable(
     except Exception as refusal:
         said = " ".join(str(refusal).split())[:200]
         return f"its config.json describes no model ({type(refusal).__name__}: {said})"
+
+    config_file = cached_file(name, "config.json", revision=revision)
+    if config_file and (odd := _find_odd_file(Path(config_file).parent)):
+        return odd
     raise error
+
+
+def _find_odd_file(folder: Path) -> str | None:
+    """Return which file beside the weights has not the form that upstream relies on, and why.
+
+    Args:
+        folder: of a model, on the disk or in the cache of the Hub.
+    """
+    for path in sorted([folder / "generation_config.json", *folder.glob("*.index.json")]):
+        try:
+            values = read_json_file(path) if path.is_file() else {}
+        except (OSError, ValueError) as error:
+            return f"{path.name} cannot be read: {error}"
+        if not isinstance(values, dict):
+            return f"{path.name} is not a JSON object"
+        if not path.is_file() or path.name == "generation_config.json":
+            continue
+
+        for key in ("metadata", "weight_map"):
+            if not isinstance(values.get(key), dict):
+                return f"{path.name} has no object {key!r}"
+        if not all(isinstance(shard, str) for shard in values["weight_map"].values()):
+            return f"{path.name} names a file of weights that is no text"
+    return None
 
 
 def _load_adapter(
@@ -333,8 +370,8 @@ def put_adapter(
             found = adapted.load_adapter(name, "default", **how)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # no weights, or those of another base
-        cause = " ".join(str(error).split())[:200]
+    except _NO_ADAPTER as error:  # no weights, those of another base, or an odd adapter_config.json
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(
             f"{name} cannot be put on its base {base.name_or_path}: {cause}"
         ) from error

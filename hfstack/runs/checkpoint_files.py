@@ -203,7 +203,18 @@ def set_aside_later(path: Path, step: int) -> None:
 def _delete_set_aside(folders: list[Path]) -> None:
     """Delete folders that were set aside in an earlier start."""
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete_folder(folder)
+
+
+def _delete_folder(path: Path) -> None:
+    """Delete a folder, or the link to one: what a link leads to is not the run's to delete."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+
+    # Without its manifest it is no checkpoint, whenever the process dies from here on.
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def check_checkpoint(path: Path, *, needs_manifest: bool = False, deep: bool = True) -> int:
@@ -308,9 +319,7 @@ def rotate(
     # What is newer than the newest whole one may be in the making.
     deleted = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
     for path in deleted:
-        # Without its manifest it is no checkpoint, whenever the process dies from here on.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        _delete_folder(path)
 
     return deleted
 
@@ -324,7 +333,7 @@ def remove_unfinished(directory: str | Path) -> list[Path]:
         path for path in list_checkpoints(directory) if find_size(path / MANIFEST) is None
     ]
     for path in unfinished:
-        shutil.rmtree(path, ignore_errors=True)
+        _delete_folder(path)
     return unfinished
 
 

@@ -5,12 +5,12 @@ warns at most: a classifier that is asked to generate gives noise. Standard libr
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hfstack.errors import CheckpointError
+from hfstack.json_forms import read_json_file
 from hfstack.runs.checkpoint_files import newest_checkpoint
 
 _CONFIG, _ADAPTER_CONFIG, _RUN_FILE = "config.json", "adapter_config.json", "run.json"
@@ -153,7 +153,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -8,13 +8,13 @@ follows that or is refused. What is published says it in publication.json.
 """
 
 import functools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfstack.disk import hash_text
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
@@ -198,7 +198,7 @@ def _find_on_hub(name: str) -> str | None:
 
 def _read_publication(file: str | None) -> dict[str, Any]:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))["rendering"] if file else {}
+        return read_json_file(Path(file))["rendering"] if file else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

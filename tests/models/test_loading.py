@@ -145,6 +145,114 @@ def test_a_config_that_the_tokenizer_cannot_be_read_with_is_one_line(
         load_tokenizer(args)
 
 
+def _adapter(folder: Path, base: object, **changes: object) -> ModelConfig:
+    """Return an adapter of LoRA without weights."""
+    folder.mkdir()
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    values |= {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(values | changes))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return ModelConfig(str(folder))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", DEEP, "nested too deeply"),
+        ("generation_config.json", "[]", "generation_config.json is not a JSON object"),
+        ("generation_config.json", DEEP, "generation_config.json cannot be read: it is nested"),
+        ("model.safetensors.index.json", DEEP, "index.json cannot be read: it is nested"),
+        ("model.safetensors.index.json", "[]", "index.json is not a JSON object"),
+        ("model.safetensors.index.json", "{}", "index.json has no object 'metadata'"),
+        ("model.safetensors.index.json", '{"metadata": {}}', "has no object 'weight_map'"),
+        (
+            "model.safetensors.index.json",
+            '{"metadata": {}, "weight_map": {"a": 3}}',
+            "names a file of weights that is no text",
+        ),
+        ("adapter_config.json", DEEP, "adapter_config.json cannot be read: it is nested"),
+        ("adapter_config.json", "[]", "adapter_config.json cannot be read"),
+    ],
+)
+def test_odd_files_beside_the_weights_are_one_line(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, name: str, content: str, message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    if name.endswith(".index.json"):
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_causal_lm(ModelConfig(str(folder)), tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(model={"type": "Evil"}),
+        lambda values: values["model"]["vocab"].update(fox=-4),
+        lambda values: values["model"]["merges"].append(["no", "pe"]),
+    ],
+    ids=["kind", "id", "merge"],
+)
+def test_a_tokenizer_that_its_library_cannot_read_is_one_line(
+    tmp_path: Path, tiny_llama: Path, change
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    change(values)
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="holds no tokenizer that can be loaded") as caught:
+        load_tokenizer(ModelConfig(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "SafetensorError"),
+        ({"base_model_name_or_path": 3}, "names no base model"),
+        ({"peft_type": "EVIL"}, "KeyError: 'EVIL'"),
+        ({"r": "x"}, "TypeError"),
+        ({"target_modules": 3}, "TypeError"),
+        ({"target_modules": "((("}, "unterminated"),
+        ({"rank_pattern": 3}, "AttributeError"),
+        ({"lora_alpha": float("nan")}, "adapter_config.json: lora_alpha is nan"),
+        ({"lora_dropout": 7}, r"adapter_config.json: lora_dropout is 7; it has to be in"),
+    ],
+)
+def test_an_adapter_whose_config_describes_none_is_one_line(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, changes: dict[str, object], message: str
+) -> None:
+    args = _adapter(tmp_path / "adapter", str(tiny_llama), **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_causal_lm(args, tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_in_a_circle_are_refused(tmp_path: Path, tiny_tokenizer) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    args = _adapter(one, str(two))
+    _adapter(two, str(one))
+    with pytest.raises(CheckpointError, match="in a circle: name the model under them"):
+        load_causal_lm(args, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("run", ["[]", DEEP, '{"models": 5}', '{"models": [{"path": 3}]}'])
+def test_an_odd_record_beside_an_adapter_says_nothing_of_its_base(
+    tmp_path: Path, tiny_llama: Path, tiny_tokenizer, run: str
+) -> None:
+    args = _adapter(tmp_path / "adapter", str(tiny_llama))
+    (tmp_path / "adapter" / "run.json").write_text(run)
+    with pytest.raises(CheckpointError, match="SafetensorError"):
+        load_causal_lm(args, tiny_tokenizer)
+
+
 def test_a_bug_in_loading_stays_a_traceback(
     tmp_path: Path, tiny_llama: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

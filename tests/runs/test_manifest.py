@@ -16,6 +16,7 @@ from hfstack.runs.checkpoint_files import (
     find_damage,
     list_checkpoints,
     newest_checkpoint,
+    remove_unfinished,
     resumable_checkpoint,
     rotate,
 )
@@ -194,6 +195,24 @@ def test_neither_does_one_that_is_no_json(run: Path, content: bytes) -> None:
     (run / "checkpoint-8" / MANIFEST).write_bytes(content)
     assert read_manifest(run / "checkpoint-8") is None
     assert choose_checkpoint(record(run), "last", ()) == (run / "checkpoint-6", 6, {})
+
+
+def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_deleted(
+    run: Path, tmp_path: Path
+) -> None:
+    """Old ones that were moved to another disk, or are those of another run."""
+    elsewhere = tmp_path / "other-disk"
+    elsewhere.mkdir()
+    for step in STEPS[:3]:
+        (run / f"checkpoint-{step}").rename(elsewhere / f"checkpoint-{step}")
+        (run / f"checkpoint-{step}").symlink_to(elsewhere / f"checkpoint-{step}")
+    (elsewhere / "checkpoint-6" / MANIFEST).unlink()
+    before = files_of(elsewhere)
+
+    assert [path.name for path in remove_unfinished(run)] == ["checkpoint-6"]
+    assert [path.name for path in rotate(run, keep=1)] == ["checkpoint-4", "checkpoint-2"]
+    assert folders_of(run) == ["abandoned-1", "broken-1", "checkpoint-8"]
+    assert files_of(elsewhere) == before
 
 
 def test_a_missing_directory_has_no_checkpoints(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.contents import ADAPTER_FILE, CLASSIFIER_FILE, check_kind, not_found
+from hfstack.json_forms import read_json_file
+from hfstack.models.contents import ADAPTER_FILE, CLASSIFIER_FILE, check_kind
 from hfstack.models.heads import (
     check_own_tokenizer,
     checkpoint_config,
@@ -34,7 +34,7 @@ from hfstack.models.heads import (
     require_equal_ends,
     set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, require_model_name
+from hfstack.models.loading import check_vocabulary, load_tokenizer, require_model_name
 
 
 @dataclass
@@ -74,7 +74,7 @@ def read_classifier_info(folder: str | Path) -> ClassifierInfo | None:
     if not path.is_file():
         return None
     try:
-        return ClassifierInfo(**json.loads(path.read_text(encoding="utf-8")))
+        return ClassifierInfo(**read_json_file(path))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a classifier's description: {error}") from None
 
@@ -147,13 +147,7 @@ def load_trained_classifier(
     check_kind(name, ("sequence classifier", "reward model"), args.model_revision)
     info = read_classifier_info(name)
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=args.model_revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found("tokenizer", name, error)) from error
-
+    tokenizer = load_tokenizer(args)
     if (Path(name) / ADAPTER_FILE).is_file():
         adapted = _load_classifier_adapter(args, tokenizer, Path(name), info)
         return adapted, tokenizer, cast(ClassifierInfo, info)

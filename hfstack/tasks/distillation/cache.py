@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from hfstack.disk import atomic_folder, atomic_write, describe_os_error, hash_file, hash_text
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.contents import identify_model
 from hfstack.models.output_head import body_of, picker_of_body_inputs
@@ -129,12 +130,12 @@ def open_cache(folder: Path) -> CachedTop | None:
     if not (folder / _META).is_file():
         return None
     try:
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        meta = read_json_file(folder / _META)
         ids, log_probs = (
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (_IDS, _LOG_PROBS)
         )
         assert len(ids) == len(log_probs) == meta["positions"]
-    except (OSError, EOFError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(
             f"{folder}, the teacher's cached answers, is damaged ({error or 'a file is cut off'}): "
             "delete that folder and run again"

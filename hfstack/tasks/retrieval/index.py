@@ -24,6 +24,7 @@ import numpy
 
 from hfstack.disk import atomic_write
 from hfstack.errors import CheckpointError, DataError
+from hfstack.json_forms import read_json_file
 from hfstack.logs import NOTICE, get_logger
 from hfstack.progress import follow
 from hfstack.tasks.retrieval.libraries import import_library
@@ -341,7 +342,7 @@ def read_index(folder: Path) -> IndexInfo:
         why = "its building was interrupted, run it again" if begun else "search builds one"
         raise CheckpointError(f"{folder} holds no complete index: {why}")
     try:
-        info = IndexInfo(**json.loads(path.read_text(encoding="utf-8")))
+        info = IndexInfo(**read_json_file(path))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if info.schema > _INDEX_SCHEMA:

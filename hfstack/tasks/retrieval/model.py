@@ -5,7 +5,6 @@ then pooled to one vector: by their mean, or of a causal model by the last one, 
 all of them. Nothing runs code of a repository, and only safetensors weights are read.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.adapter_names import adapter_for
 from hfstack.models.contents import (
@@ -241,7 +241,7 @@ def refuse_foreign_modules(name: str, revision: str | None = None) -> None:
     if file is None:  # a reranker may have none
         return
     try:
-        modules = json.loads(Path(file).read_text(encoding="utf-8"))
+        modules = read_json_file(Path(file))
         types = [(str(module["type"]), str(module["path"])) for module in modules]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name}/{MODULES_FILE} cannot be read: {error}") from None

@@ -3,7 +3,6 @@
 T5, BART, Marian and similar.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,10 +30,10 @@ from hfstack.models.heads import (
     padding_id,
     read_config,
 )
-from hfstack.models.loading import check_vocabulary
+from hfstack.models.loading import check_vocabulary, load_tokenizer
 from hfstack.models.output_head import without_adapter
 from hfstack.tasks.causal_lm.sampling import describe_settings
-from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
+from hfstack.tasks.shared.task_models import TASK_FILE, load_finished, read_task_file
 from hfstack.tokens.special_tokens import IGNORED_LABEL, as_token_ids, end_token_ids
 
 logger = get_logger(__name__)
@@ -285,13 +283,14 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
         model, tokenizer, info = load_finished(args, "ConditionalGeneration")
         _check_encoder_decoder(model.config, str(folder))
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            info = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        tokenizer = load_tokenizer(args)
+        task = read_task_file(folder)
+        if task is None:
             raise CheckpointError(
-                f"{folder} is an adapter that the seq2seq recipe has not saved: {error}"
-            ) from error
+                f"{folder} is an adapter that the seq2seq recipe has not saved: it has no "
+                f"{TASK_FILE}"
+            )
+        info = task
 
         def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:
             named = replace(args, model_name_or_path=name, model_revision="main")

@@ -14,15 +14,15 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.json_forms import read_json_file
 from hfstack.models.adapters import check_adapter_flags
-from hfstack.models.contents import ADAPTER_FILE, ModelKind, check_kind, not_found
+from hfstack.models.contents import ADAPTER_FILE, ModelKind, check_kind
 from hfstack.models.context import context_length
 from hfstack.models.heads import (
     check_own_tokenizer,
@@ -35,6 +35,7 @@ from hfstack.models.heads import (
 )
 from hfstack.models.loading import (
     check_vocabulary,
+    load_tokenizer,
     require_model_name,
     why_unreadable,
 )
@@ -133,10 +134,8 @@ def load_finished(
     if (Path(name) / ADAPTER_FILE).is_file():
         return _load_task_adapter(args, task, Path(name))
 
+    tokenizer = load_tokenizer(args)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=args.model_revision, trust_remote_code=False
-        )
         model, report = _AUTO[task].from_pretrained(
             name,
             revision=args.model_revision,
@@ -231,10 +230,7 @@ def _load_task_adapter(
     if info is None:
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found("tokenizer", str(folder), error)) from error
+    tokenizer = load_tokenizer(args)
 
     def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:
         named = replace(args, model_name_or_path=name, model_revision="main")
@@ -251,10 +247,15 @@ def read_task_file(folder: Path) -> dict[str, Any] | None:
         CheckpointError: it is not whole.
     """
     path = folder / TASK_FILE
+    if not path.is_file():
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        values = read_json_file(path)
     except ValueError as error:
         raise CheckpointError(f"{path} is not whole: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not whole: it is not a JSON object")
+    return values
 
 
 def _check_tags(config: Any, tags: list[str], name: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfstack.errors import CheckpointError
+from hfstack.json_forms import read_json_file
 from hfstack.models.shards import CRITIC_FILE
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic
 
@@ -114,11 +115,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises CheckpointError when the file is missing or incomplete.
     """
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json_file(folder / STATE_FILE)
         # earlier checkpoints hold the moments of the scores alone
         state.setdefault("reward_history", {"scores": state.pop("reward_moments", {})})
         return state
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(
             f"{folder / STATE_FILE} is missing or incomplete: name another checkpoint"
         ) from None
