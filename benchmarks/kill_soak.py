@@ -170,9 +170,11 @@ class Soak:
             else:
                 was_killed = kill_after(process, self.generator.uniform(0, self.duration_s))
 
-            # It may have finished before.
+            # It may have finished before; only one that got a signal is waited for already.
             self.kills += was_killed
             if not was_killed:
+                with contextlib.suppress(ChildProcessError):
+                    wait(process)
                 return
 
     def __str__(self) -> str:
