@@ -10,6 +10,7 @@ that cannot be looked at is an error, never one of these.
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -174,6 +175,19 @@ def read_regular_file(path: Path, most_bytes: int = MOST_RECORD_BYTES) -> bytes:
         if status.st_size > most_bytes:
             raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
         return file.read()
+
+
+def read_json_file(path: Path) -> Any:
+    """Return the value of a JSON file that somebody else may have made.
+
+    Raises:
+        ValueError: it is no file, too large, not JSON, or nested too deeply.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(read_regular_file(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _open_at_once(path: str, flags: int) -> int:

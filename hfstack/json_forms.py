@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import read_regular_file
-
 _TYPE_WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 _MOST_BYTES = 256 << 20
 _MOST_SHOWN = 40
@@ -30,19 +28,6 @@ def read_json(content: bytes) -> Any:
         raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def read_json_file(path: Path) -> Any:
-    """Return the value of a JSON file that somebody else may have made.
-
-    Raises:
-        ValueError: it is no file, too large, not JSON, or nested too deeply.
-        OSError: it cannot be read.
-    """
-    try:
-        return json.loads(read_regular_file(path))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

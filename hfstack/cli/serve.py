@@ -6,6 +6,7 @@ port and an address are found to be right.
 
 import argparse
 import importlib.util
+import json
 import os
 import socket
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 
 from hfstack.cli.supervise import say
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
-from hfstack.json_forms import read_json_file
 from hfstack.machine import LOOPBACK_NAMES
 from hfstack.runs.model_folder import find_causal_lm, refuse_architecture
 
@@ -139,7 +139,7 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     try:
-        settings = read_json_file(folder / "tokenizer_config.json")
-    except (OSError, ValueError):
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and bool(settings.get("chat_template"))

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -24,7 +25,6 @@ from typing import Any
 from hfstack.cli.launch import Launch
 from hfstack.cli.warm import WarmProcess, start_warm
 from hfstack.errors import ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.redaction import redact
 
 EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
@@ -364,8 +364,8 @@ def _file_stamp(path: Path | None) -> tuple[int, int, int] | None:
 def _read_run(path: Path | None) -> dict[str, Any]:
     """Return the content of run.json, or nothing while it cannot be read."""
     try:
-        values = read_json_file(path) if path else {}
-    except (OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

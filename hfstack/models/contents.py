@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from huggingface_hub import constants
 
-from hfstack.disk import hash_file
+from hfstack.disk import hash_file, read_json_file
 from hfstack.errors import CheckpointError
-from hfstack.json_forms import read_json_file
 from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.size_limits import refuse_too_many_modules
 
@@ -301,7 +300,7 @@ def refuse_changed_base(adapter: str, base: str) -> None:
 
 
 def _entries_of_weights(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a run.json says of weights, without entries that have not the form of one."""
+    """Return what a run.json says of weights; entries of another form are left out."""
     entries = run.get("models")
     return [
         entry

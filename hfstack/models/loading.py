@@ -30,8 +30,8 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.config_ranges import refuse_impossible_numbers
 from hfstack.models.contents import (
@@ -299,7 +299,7 @@ def why_unreadable(
 
 
 def _find_odd_file(folder: Path) -> str | None:
-    """Return which file beside the weights has not the form that upstream relies on, and why.
+    """Return which file beside the weights upstream could not read, and why.
 
     Args:
         folder: of a model, on the disk or in the cache of the Hub.

@@ -207,7 +207,7 @@ def _delete_set_aside(folders: list[Path]) -> None:
 
 
 def _delete_folder(path: Path) -> None:
-    """Delete a folder, or the link to one: what a link leads to is not the run's to delete."""
+    """Delete a folder, or of a link the link alone: the rest is not the run's."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -361,6 +361,28 @@ def _find_structural_damage(path: Path, deep: bool) -> str | None:
         if damage is not None:
             return damage
 
+    return None
+
+
+def find_torn_file(folder: Path) -> str | None:
+    """Return which file of a model is torn, by its structure; None where all are whole.
+
+    Args:
+        folder: with weights and their configuration, and maybe a run's other files.
+
+    Raises:
+        CheckpointError: one of them could not be read.
+    """
+    # in folders of their own sentence-transformers keeps what follows the transformer
+    names = ("*.json", "[0-9]*_*/*.json", "*.safetensors")
+    for file in sorted(path for name in names for path in folder.glob(name)):
+        name = str(file.relative_to(folder))
+        try:
+            damage = look(lambda name=name: _find_damage_of_file(folder, name, False), file)
+        except _PARSE_ERRORS:
+            return f"{name} is torn"
+        if damage is not None:
+            return damage
     return None
 
 

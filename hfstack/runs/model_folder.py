@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError
-from hfstack.json_forms import read_json_file
 from hfstack.runs.checkpoint_files import newest_checkpoint
 
 _CONFIG, _ADAPTER_CONFIG, _RUN_FILE = "config.json", "adapter_config.json", "run.json"

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfstack.disk import hash_text
+from hfstack.disk import hash_text, read_json_file
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 

@@ -11,6 +11,7 @@ from hfstack.machine_failures import describe_failure, says_disk_is_full, says_m
 from hfstack.runs.checkpoint_files import (
     STATE,
     check_checkpoint,
+    find_torn_file,
     newest_checkpoint,
     read_step,
     remove_unfinished,
@@ -41,11 +42,16 @@ _LENGTH_SETTINGS = frozenset(
 
 
 def find_trained(directory: Path) -> Path | None:
-    """Return where a run saved its weights after its last step; None if it did not."""
+    """Return where whole weights of a run's last step are; None if there are none."""
     for folder in (directory / ADAPTER_FOLDER, directory):
         weights = any(folder.glob("*.safetensors"))
-        if weights and (folder / STATE).is_file() and read_step(folder) is not None:
-            return folder
+        if not weights or not (folder / STATE).is_file() or read_step(folder) is None:
+            continue
+        # A save over earlier weights that failed, such as a second one after the last step.
+        if (damage := find_torn_file(folder)) is not None:
+            logger.warning("the trained weights in %s are not whole: %s", folder, damage)
+            continue
+        return folder
     return None
 
 

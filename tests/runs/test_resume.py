@@ -52,6 +52,29 @@ def test_last_starts_over_where_nothing_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["broken-2"]
 
 
+@pytest.mark.parametrize(
+    "torn", [None, "config.json", "1_Pooling/config.json", "model.safetensors"]
+)
+def test_trained_weights_that_a_failed_save_tore_are_not_gone_on_from(
+    tmp_path: Path, torn: str | None
+) -> None:
+    """A second save over them, on a disk that failed: the checkpoint before is whole."""
+    whole = checkpoint(tmp_path, 6)
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 8}')
+    (tmp_path / "1_Pooling").mkdir()
+    for name in ("config.json", "1_Pooling/config.json"):
+        (tmp_path / name).write_text("{}")
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    weights = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    if torn is not None:
+        (tmp_path / torn).write_bytes(b"")
+
+    before = record(tmp_path, status="failed")
+    chosen = choose_checkpoint(record(tmp_path), "last", (), before=before)
+    assert chosen is not None and chosen[:2] == ((tmp_path, 8) if torn is None else (whole, 6))
+
+
 def test_a_start_that_asks_for_nothing_resumes_nothing(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2, manifest=False)
     assert choose_checkpoint(record(tmp_path), None, ()) is None, (

@@ -21,8 +21,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.models.contents import ADAPTER_FILE, CLASSIFIER_FILE, check_kind
 from hfstack.models.heads import (
     check_own_tokenizer,

@@ -24,9 +24,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from hfstack.disk import atomic_folder, atomic_write, describe_os_error, hash_file, hash_text
+from hfstack.disk import (
+    atomic_folder,
+    atomic_write,
+    describe_os_error,
+    hash_file,
+    hash_text,
+    read_json_file,
+)
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.contents import identify_model
 from hfstack.models.output_head import body_of, picker_of_body_inputs

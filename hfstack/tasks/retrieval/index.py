@@ -22,9 +22,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy
 
-from hfstack.disk import atomic_write
+from hfstack.disk import atomic_write, read_json_file
 from hfstack.errors import CheckpointError, DataError
-from hfstack.json_forms import read_json_file
 from hfstack.logs import NOTICE, get_logger
 from hfstack.progress import follow
 from hfstack.tasks.retrieval.libraries import import_library

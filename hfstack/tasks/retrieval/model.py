@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from trl import ModelConfig
 
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.logs import get_logger
 from hfstack.models.adapter_names import adapter_for
 from hfstack.models.contents import (

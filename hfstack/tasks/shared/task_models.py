@@ -19,8 +19,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.json_forms import read_json_file
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.contents import ADAPTER_FILE, ModelKind, check_kind
 from hfstack.models.context import context_length

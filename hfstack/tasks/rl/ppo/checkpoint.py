@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfstack.disk import read_json_file
 from hfstack.errors import CheckpointError
-from hfstack.json_forms import read_json_file
 from hfstack.models.shards import CRITIC_FILE
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic
 
