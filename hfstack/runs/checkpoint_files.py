@@ -365,7 +365,7 @@ def _find_structural_damage(path: Path, deep: bool) -> str | None:
 
 
 def find_torn_file(folder: Path) -> str | None:
-    """Return which file of a model is torn, by its structure; None where all are whole.
+    """Return which file of a model is torn by its structure; None if all are whole.
 
     Args:
         folder: with weights and their configuration, and maybe a run's other files.
