@@ -8,7 +8,7 @@ its own numbers what it likes, so only names that mean the same in all of transf
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from hfstack.errors import HfstackError
 from hfstack.ranges import Range, read_range
@@ -87,5 +87,5 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield str(name), value
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
