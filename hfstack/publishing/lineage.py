@@ -76,10 +76,12 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
     """
     found: dict[Path, RunRecord] = {}
     missing: list[str] = []
+    seen: set[Path] = set()  # with those whose parents are being followed: a circle ends here
 
     def visit(folder: Path) -> None:
-        if folder in found:
+        if folder in seen:
             return
+        seen.add(folder)
         record = read_run(folder)
         for parent in record.parents:
             place = (folder / parent).resolve()

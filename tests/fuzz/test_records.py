@@ -181,6 +181,15 @@ def test_a_record_that_had_a_message_of_two_lines(folder: Path, tally: Tally) ->
     check_record(folder, "state", 530227779, tally)
 
 
+def test_a_run_that_is_its_own_parent_is_followed_once(folder: Path, tally: Tally) -> None:
+    """Its chain once went on until the interpreter's stack ended, for five seconds."""
+    path = write_all(folder)["run"]
+    path.write_text(json.dumps(RUN | {"parents": [".", "../run"]}))
+    chain = outcome(lambda: follow_chain(path.parent), tally)
+    assert len(chain.links) == 1
+    assert chain.missing == [] and tally.seconds < 1
+
+
 def _replace_by(path: Path, kind: str) -> None:
     """Put something in the place of a record that can be opened, and is no record."""
     path.unlink()
