@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _LOGITS_AT_ONCE = {"cpu": 2**24}  # 64 MiB in fp32
@@ -22,9 +22,10 @@ _LOGITS_AT_ONCE_ACCELERATOR = 2**27  # 512 MiB
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Return log softmax(logits)[target]: (n,) from (n, V) and (n,).
 
-    Computed as logits[target] - logsumexp(logits), so that no second (n, V) tensor is made.
+    By the kernels of cross-entropy, whose backward pass takes a third less time than that of
+    logits[target] - logsumexp(logits), and one (n, V) tensor less.
     """
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def entropy_of(logits: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def sequences() -> Sequences:
 
 def test_packed_targets_are_the_completions_and_positions_are_before_them(sequences: Sequences):
     batch = sequences.pack([2, 0], torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[5, 6, 12, 0, 0], [1, 2, 3, 7, 8]]
+    assert batch.input_ids.tolist() == [[5, 6, 12, 0], [1, 2, 3, 7]], "the 8 is only a target"
     assert batch.targets.tolist() == [12, 7, 8]
     assert batch.input_ids.flatten()[batch.positions].tolist() == [6, 3, 7]
 
