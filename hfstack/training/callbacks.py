@@ -342,6 +342,8 @@ class StopWhenAsked(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raise, so that nothing after training takes the model for a finished one."""
+        # a signal reaches one process before the last step is over, another one behind it
+        self._all_stop(args)
         self.run.defer_stop(False)
         if self.run.stop_asked:
             raise Preempted(

@@ -28,6 +28,7 @@ from hfstack.runs.checkpoint_files import (
     size_bytes,
 )
 from hfstack.runs.manifest import MANIFEST, PICKLED_SETTINGS, read_manifest_settings, write_manifest
+from hfstack.runs.processes import decide_on_first
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes
@@ -208,7 +209,7 @@ class KeepCheckpoints(TrainerCallback):
                 before could not be flushed to the disk.
         """
         began = time.perf_counter()
-        self.wait()
+        self._wait_for_all(args)
         path = self.run.output_dir / f"checkpoint-{state.global_step}"
         _see_every_part(path, args)
 
@@ -237,7 +238,7 @@ class KeepCheckpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Wait for the last checkpoint and give the Trainer its settings back."""
-        self.wait()
+        self._wait_for_all(args)
         newest = next(iter(list_checkpoints(str(args.output_dir))), None)
 
         only_shards = (
@@ -270,6 +271,14 @@ class KeepCheckpoints(TrainerCallback):
             raise kind(
                 f"a checkpoint was saved but could not be verified: {said or problem}"
             ) from problem
+
+    def _wait_for_all(self, args: TrainingArguments) -> None:
+        """Wait on every process, and raise on all what the first one found.
+
+        The others have nothing to verify: they would go on, to wait for the first one in vain.
+        """
+        decide_on_first(args.process_index, self.wait)
+        self.wait()  # with --save_on_each_node every node verifies
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
         """Write the manifest, delete old checkpoints, push: in this order, in a thread."""
@@ -309,13 +318,17 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     seen: list[Any] = [None] * args.world_size
     torch.distributed.all_gather_object(seen, sorted(names))
 
-    if args.save_on_each_node or args.process_index != 0:
-        return
+    if not args.save_on_each_node:
+        written = sorted(set().union(*seen))
+        decide_on_first(args.process_index, lambda: _find_every_part(path, written))
+
+
+def _find_every_part(path: Path, written: list[str]) -> None:
+    """Refuse a checkpoint whose parts do not appear to this process in time."""
     deadline = time.monotonic() + _VISIBLE_S
 
     def missing() -> list[str]:
-        names = sorted(set().union(*seen))
-        return [name for name in names if not (path / name).is_file()]
+        return [name for name in written if not (path / name).is_file()]
 
     while (unseen := missing()) and time.monotonic() < deadline:
         time.sleep(0.1)

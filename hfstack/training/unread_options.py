@@ -69,6 +69,7 @@ _BY_SETTINGS: dict[str, dict[str, str]] = {
         "padding_free": "rows are padded, or packed by --packing",
         "shuffle_dataset": "rows are shuffled by --data_seed in any case",
         "dataset_text_field": "--text_column names the column",
+        "truncation_mode": "a row that is too long loses its end",
     },
     "DPOConfig": _OF_MODEL | {"padding_free": "TRL 1.16 has switched it off"},
     "KTOConfig": _OF_MODEL,

@@ -38,7 +38,7 @@ from hfstack.training.token_average import EachTokenCounts
 from hfstack.training.unread_options import refuse_unread
 
 _TEACHER_LOSS = "the loss is the distance from the teacher"
-_UNREAD = {
+UNREAD_BY_DISTILL = {
     "loss_type": _TEACHER_LOSS,
     "label_smoothing_factor": _TEACHER_LOSS,
     "router_aux_loss_coef": _TEACHER_LOSS,
@@ -124,7 +124,7 @@ def check_distill_settings(args: DistillArgs, training_args: SFTConfig) -> None:
             "--packing_strategy bfd_split splits documents, whose parts the teacher would read "
             "without their beginning: use bfd"
         )
-    refuse_unread(training_args, _UNREAD)
+    refuse_unread(training_args, UNREAD_BY_DISTILL)
 
 
 def load_teacher(

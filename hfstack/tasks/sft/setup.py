@@ -36,7 +36,7 @@ from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 from hfstack.training.settings import total_peak_flops_per_s
 from hfstack.training.token_average import EachTokenCounts
-from hfstack.training.unread_options import refuse_unread_settings
+from hfstack.training.unread_options import refuse_unread, refuse_unread_settings
 
 logger = get_logger(__name__)
 
@@ -52,6 +52,10 @@ class SFTTrainerByTokens(EachTokenCounts, SFTTrainer):
         super().__init__(**given)
 
 
+# what `sft_trainer_settings` sets, whatever the user has
+REPLACED = {"dataset_kwargs": "rows are encoded before TRL's trainer sees them"}
+
+
 def check_sft_settings(
     training_args: SFTConfig, model: PreTrainedModel, rows: dict[str, Dataset]
 ) -> None:
@@ -62,6 +66,7 @@ def check_sft_settings(
             loss on the assistant's turns of rows that have none.
     """
     refuse_unread_settings(training_args)
+    refuse_unread(training_args, REPLACED)
     length, longest = training_args.max_length, context_length(model.config)
     if length is not None and longest is not None and length > longest:
         raise ConfigError(

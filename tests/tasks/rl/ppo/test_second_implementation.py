@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from tests.tiny_ppo import FixedEngine, prompts, trainer
 
 RATE, EPOCHS, ROLLOUTS, LONGEST = 0.05, 2, 2, 6
@@ -49,6 +50,7 @@ class Completion:
     prompt: list[int]
     tokens: Tensor
     ended: bool
+    sampled: Tensor  # what the engine says of them
     old: Tensor
     reference: Tensor
     values: Tensor
@@ -120,16 +122,17 @@ class Second:
         hidden = self.backbone(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1]
         return self.head(hidden)[:, 0]
 
-    def collect(self, asked: list[list[int]]) -> list[Completion]:
+    def collect(self, asked: list[list[int]], rollout: Rollout) -> list[Completion]:
         """Score the completions to the prompts, and give each token its reward."""
-        rollout, given = FixedEngine(SAMPLED).generate(None, asked), self.set
+        given = self.set
+        assert rollout.log_probs is not None
         ids = [tokens.tolist() for tokens in rollout.completion_ids]
         found: list[Completion] = []
         penalised: list[float] = []
         ended_of = rollout.finished.tolist()
         scores = worth([], [], ids)
-        for prompt, tokens, ended, score in zip(
-            asked, rollout.completion_ids, ended_of, scores, strict=True
+        for prompt, tokens, sampled, ended, score in zip(
+            asked, rollout.completion_ids, rollout.log_probs, ended_of, scores, strict=True
         ):
             with torch.no_grad():
                 old, _ = self.score(self.policy, prompt, tokens)
@@ -137,7 +140,8 @@ class Second:
                 values = self.value(prompt, tokens)
             kl = kl_of(old, reference, given["kl_estimator"])
             rewards = torch.zeros_like(old) if given["kl_in_loss"] else -self.kl_coef * kl
-            found.append(Completion(prompt, tokens, ended, old, reference, values, rewards))
+            scored = (sampled, old, reference, values, rewards)
+            found.append(Completion(prompt, tokens, ended, *scored))
             penalised.append(score - given["missing_eos_penalty"] * (not ended))
 
         self.all_scores += penalised
@@ -217,7 +221,7 @@ class Second:
                 bound = given["dual_clip"] * one.advantages
                 gained = torch.where(one.advantages < 0, torch.max(gained, bound), gained)
             if given["tis_cap"]:
-                gained = gained * (one.old - SAMPLED).exp().clamp(max=given["tis_cap"])
+                gained = gained * (one.old - one.sampled).exp().clamp(max=given["tis_cap"])
             if given["kl_in_loss"]:
                 kind = given["kl_estimator"].replace("k1", "k2")
                 kl = kl_of(new, one.reference, kind)
@@ -242,11 +246,11 @@ class Second:
             error = min(max((kl - target) / target, -0.2), 0.2)
             self.kl_coef *= 1 + error * len(found) / horizon
 
-    def train(self, asked: list[list[int]]) -> None:
+    def train(self, rollouts: list[tuple[list[list[int]], Rollout]]) -> None:
         modules = (self.policy, self.backbone, self.head)
         optimizer = torch.optim.SGD([p for module in modules for p in module.parameters()], lr=RATE)
-        for _ in range(ROLLOUTS):
-            found = self.collect(asked)
+        for asked, rollout in rollouts:
+            found = self.collect(asked, rollout)
             self.advantages_of(found)
             for _ in range(EPOCHS):
                 optimizer.zero_grad()
@@ -345,30 +349,27 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=list(CASES))
-def test_it_trains_to_the_same_weights(
-    settings: dict[str, Any], tiny_llama: Path, tiny_tokenizer: Any, tmp_path: Path
-):
-    size = settings.get("num_generations", 1)
-    rows = prompts(8 // size)
+@pytest.fixture
+def models(tiny_llama: Path) -> tuple[Any, Any]:
+    """A policy, and a reference apart, so that its KL is not 0."""
     model, reference = (AutoModelForCausalLM.from_pretrained(tiny_llama) for _ in range(2))
-    with torch.no_grad():  # a reference apart, so that its KL is not 0
+    with torch.no_grad():
         for parameter in reference.parameters():
             parameter *= 1.1
+    return model, reference
 
-    second = Second(copy.deepcopy(model), copy.deepcopy(reference), **settings)
-    asked = [tiny_tokenizer(text)["input_ids"] for text in rows["prompt"]]
-    second.train([ids for ids in asked for _ in range(size)])
 
-    made = trainer(
-        tmp_path,
-        tiny_tokenizer,
-        copy.deepcopy(model),
+def ours(folder: Path, tokenizer: Any, models: tuple[Any, Any], engine: Any, **settings: Any):
+    """Return our trainer of the same rollouts, whose batch is split in two."""
+    return trainer(
+        folder,
+        tokenizer,
+        copy.deepcopy(models[0]),
         build={
-            "engine": FixedEngine(SAMPLED if settings.get("tis_cap") else None),
+            "engine": engine,
             "reward_funcs": worth,
-            "reference_model": reference,
-            "train_dataset": rows,
+            "reference_model": models[1],
+            "train_dataset": prompts(8 // settings.get("num_generations", 1)),
         },
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
@@ -381,14 +382,32 @@ def test_it_trains_to_the_same_weights(
         learning_rate=RATE,
         **settings,
     )
-    made.train()
 
+
+def assert_same_policy(made: Any, second: Second, model: Any) -> None:
     trained = made.model.policy.state_dict()
     furthest = 0.0
     for name, weights in second.policy.state_dict().items():
         assert torch.allclose(trained[name], weights, atol=2e-6), name
         furthest = max(furthest, float((weights - model.state_dict()[name]).abs().max()))
     assert furthest > 1e-4, "it learned"
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=list(CASES))
+def test_it_trains_to_the_same_weights(
+    settings: dict[str, Any], models: tuple[Any, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    size = settings.get("num_generations", 1)
+    second = Second(*copy.deepcopy(models), **settings)
+    texts = [text for text in prompts(8 // size)["prompt"] for _ in range(size)]
+    asked = [tiny_tokenizer(text)["input_ids"] for text in texts]
+    second.train([(asked, FixedEngine(SAMPLED).generate(None, asked))] * ROLLOUTS)
+
+    engine = FixedEngine(SAMPLED if settings.get("tis_cap") else None)
+    made = ours(tmp_path, tiny_tokenizer, models, engine, **settings)
+    made.train()
+
+    assert_same_policy(made, second, models[0])
     assert made.kl_coef == pytest.approx(second.kl_coef, rel=1e-5)
     assert (made.kl_coef != second.set["kl_coef"]) == ("kl_target" in settings)
     if made.model.has_critic:
@@ -396,3 +415,25 @@ def test_it_trains_to_the_same_weights(
         critic = made.model.critic.state_dict()
         for name, weights in second.backbone.state_dict().items():
             assert torch.allclose(critic[name], weights, atol=2e-6), name
+
+
+def test_a_rollout_of_the_policy_before_trains_to_the_same_weights(
+    models: tuple[Any, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    """With `rollouts_ahead` the second rollout is older than the updates of the first."""
+    groups = {"advantage": "rloo", "num_generations": 4}
+    made = ours(tmp_path, tiny_tokenizer, models, None, rollouts_ahead=1, **groups)
+    rollouts, generate = [], made.collector.generate
+
+    def record(*given: Any, **settings: Any) -> Any:
+        rollouts.append(generate(*given, **settings))
+        return rollouts[-1]
+
+    made.collector.generate = record
+    made.train()
+    gaps = [row["sampler/gap"] for row in made.state.log_history if "sampler/gap" in row]
+    assert len(rollouts) == ROLLOUTS and gaps[0] < 1e-5 < 1e-4 < gaps[1]
+
+    second = Second(*copy.deepcopy(models), tis_cap=2.0, **groups)
+    second.train(rollouts)
+    assert_same_policy(made, second, models[0])

@@ -21,6 +21,7 @@ from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rl.ppo import collect
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.ahead import copy_policy
+from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tokens.seams import encode_joined
@@ -461,6 +462,23 @@ def test_rounding_between_sampler_and_reference_is_no_penalty(
     logged = [row for row in made.state.log_history if "reward" in row]
     assert all(row["frac_reward_zero_std"] == 1 for row in logged)
     assert len([line for line in lines if "every answer so far got the same score" in line]) == 1
+
+
+@pytest.mark.parametrize("critic", ["adapter", "shared, detached"])
+def test_a_critic_learns_of_equal_rewards_beside_the_policy(make, critic: str):
+
+    def one(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    kind, _, detached = critic.partition(", ")
+    build = {"reward_funcs": one} | (adapter() if kind == "adapter" else {})
+    made = make(critic=kind, detach_value=bool(detached), total_episodes=64, build=build)
+    before = weights(made.model)
+    made.train()
+    after = weights(made.model)
+
+    moved = {name for name, kept in before.items() if not torch.equal(after[name], kept)}
+    assert moved and all(is_critic(name) for name in moved)
 
 
 def test_the_sampler_that_differs_is_corrected_for(make):
