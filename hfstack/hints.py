@@ -86,3 +86,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     aliases = [f"{dashes}{alias}" for alias in meant if f"{dashes}{alias}" in names]
     close = aliases or closest(name, names)
     return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"
+
+
+def describe_too_few_classes(column: str, classes: Iterable[str]) -> str:
+    """Return what is wrong with a column of labels that holds one class, or none."""
+    found = list(classes)
+    only = f" ({found[0]!r})" if len(found) == 1 else ""
+    return (
+        f"column {column!r} has {len(found)} class only{only}: a classifier needs at least two; is "
+        "it the right column, and is the file sorted by label while --max_rows cuts it?"
+    )

@@ -18,9 +18,10 @@ from hfstack.cli.doctor import installed_version
 from hfstack.cli.launch import Launch, trains_a_model
 from hfstack.data.reading.files import looks_local
 from hfstack.data.reading.folders import expand_files
+from hfstack.data.reading.tables import read_csv
 from hfstack.data_settings import settings_to_drop, values_of_flags
-from hfstack.errors import CheckpointError, ConfigError, HfstackError
-from hfstack.hints import suggest
+from hfstack.errors import CheckpointError, ConfigError, DataError, HfstackError
+from hfstack.hints import describe_too_few_classes, suggest
 from hfstack.option_reading import Options, read_recipe_options
 from hfstack.packages import refuse_missing_packages
 from hfstack.places import expand_place
@@ -47,6 +48,10 @@ _MODELS = (
 )
 _FILES = ("prompts_file", "import_file", "rubric_file", "probe_rubric_file", "task_file")
 _FOLDERS = ("run", "index", "fit", "stores")
+# a table is read for its labels up to this size, in some tenths of a second
+_MOST_BYTES = 16 << 20
+# what decides which labels there are, besides a column named on the command line
+_LABELS = {"label_column", "task", "labels", "label_name_column", "kind", "max_rows"}
 
 
 def check_options(flags: list[str], recipe: Path) -> None:
@@ -80,6 +85,9 @@ def check_options(flags: list[str], recipe: Path) -> None:
     if root is not None and options is not None:
         dropped = set(settings_to_drop(root, config, options.kinds, flags))
     _check_places(_Given(values, root, config, dropped), recipe)
+    set_in_yaml = set() if root is None else {key.value for key, _ in root.value} - dropped
+    if recipe.stem == "classify" and not _LABELS & (set_in_yaml | values.keys() - {"label_column"}):
+        _refuse_one_class(values)
 
 
 def _check_places(given: "_Given", recipe: Path) -> None:
@@ -109,6 +117,31 @@ def _check_places(given: "_Given", recipe: Path) -> None:
         with named:
             if place.startswith("file:") and not Path(unquote(urlsplit(place).path)).is_dir():
                 raise ConfigError(f"{place}: no such folder")
+
+
+def _refuse_one_class(values: dict[str, list[str]]) -> None:
+    """Raise DataError for a table on the command line whose rows are all of one class.
+
+    Bad rows, rows without a label and numbers to predict are left to the recipe.
+    """
+    columns = values.get("label_column", ["label"])
+    places = [Path(expand_place(place)) for place in values.get("datasets", [])]
+    if len(columns) != 1 or len(places) != 1:
+        return
+    if places[0].suffix != ".csv" or places[0].stat().st_size > _MOST_BYTES:
+        return
+
+    classes: set[str] = set()
+    for _, row, _ in read_csv(expand_files(str(places[0]))[0]):
+        label = row.get(columns[0]) if isinstance(row, dict) else None
+        if label is None:
+            return
+        text = str(label).strip()
+        classes.add(text)
+        is_class = text[:1].isalpha() or text.isdecimal()
+        if len(classes) > 1 or not is_class:
+            return
+    raise DataError(describe_too_few_classes(columns[0], classes))
 
 
 @dataclass(frozen=True)

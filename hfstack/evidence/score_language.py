@@ -85,7 +85,7 @@ def load_causal_scorer(
 
         only = bool(recorded.get("assistant_only_loss", False))
         completion_only = recorded.get("completion_only_loss") is not False
-        with training_template(tokenizer, assistant_only=only):
+        with training_template(tokenizer, assistant_only=only) as own_template:
             if only and completion_only and "messages" in converted.column_names:
                 only = needs_marks({"eval": converted}, tokenizer)
             encoded = encode_usable_rows(
@@ -97,9 +97,11 @@ def load_causal_scorer(
                 or context_length(model.config),
                 assistant_only=only,
                 completion_only=completion_only,
+                own_template=own_template,
             )
         batch = {} if how.batch_size is None else {"batch_size": how.batch_size}
-        losses = sft_answers.answer_losses(model, tokenizer, encoded, **batch)
+        of_parts = sft_answers.answer_losses(model, tokenizer, encoded, **batch)
+        losses = _sum_by_row(of_parts, encoded["row"][:])
         asked = _ask(model, tokenizer, converted, answer_rows, answer_tokens)
         return _answers_as_scored(losses, *asked)
 
@@ -296,6 +298,16 @@ def _ask(
         else []
     )
     return indices, answers, [reference for _, reference in asked]
+
+
+def _sum_by_row(
+    losses: Sequence[tuple[float, int]], rows: Sequence[int]
+) -> list[tuple[float, int]]:
+    """Add up loss and tokens of what one conversation was split into; none is left out."""
+    sums = [(0.0, 0)] * (max(rows) + 1)
+    for row, (loss, tokens) in zip(rows, losses, strict=True):
+        sums[row] = sums[row][0] + loss, sums[row][1] + tokens
+    return sums
 
 
 def _answers_as_scored(

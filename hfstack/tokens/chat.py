@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, cast
 
 from jinja2 import TemplateError
@@ -118,15 +119,53 @@ def encode_for_generation(
 
     The prompt is a conversation, with the schemas of its tools, or plain text. The eos token that
     some tokenizers add to a text is left out, since the answer follows.
+
+    Raises:
+        DataError: the chat template fails, or writes nothing of a turn that is plain text.
     """
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
+    refuse_dropped_text(tokenizer)
     rendered = render_chat(
         tokenizer, prompt, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return rendered["input_ids"]
+
+
+def refuse_dropped_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a chat template that writes nothing of a turn whose content is plain text.
+
+    Those of some vision models read content in parts alone, and drop all else without an error: a
+    model would answer to nothing.
+
+    Raises:
+        DataError: it does so, or fails.
+    """
+    turns = [{"role": "user", "content": _ANSWER}]
+    with _template_errors(tokenizer, turns):
+        named = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+        dropped = _drops_text(tokenizer.get_chat_template(None, None), named)
+    if dropped:
+        raise DataError(
+            "the chat template drops the text of turns (it reads lists of parts, as of text and "
+            "images); give the tokenizer another one, such as --chat_template_path plain.jinja"
+        )
+
+
+@lru_cache(maxsize=64)
+def _drops_text(template: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
+    turns = [[{"role": "user", "content": _ANSWER}]]
+    try:
+        rendered = render_jinja_template(
+            conversations=cast(Any, turns),
+            chat_template=template,
+            **cast(Any, dict(special_tokens)),
+        )
+    except _TEMPLATE_FAILURES:
+        return False  # a user's turn alone may be refused: the real turns say what is wrong
+    return _ANSWER not in "".join(cast(Any, rendered[0]))
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -122,6 +122,33 @@ def test_files_runs_and_models_that_are_not_there(recipe: Path) -> None:
     assert check_options(fine, other) is None
 
 
+def test_a_table_of_one_class_is_refused_before_anything_is_imported(recipe: Path) -> None:
+    fields = {"datasets", "label_column", "labels", "kind", "max_rows", "task"}
+    lines = "\n    ".join(f"{name}: str = ''" for name in sorted(fields))
+    classify = recipe.rename("classify.py")
+    classify.write_text(RECIPE.replace("shuffle:", f"{lines}\n    shuffle:"))
+    Path("one.csv").write_text('text,label,mood\n"a, b",bad,bad\nc,bad,good\n')
+    Path("number.csv").write_text("text,label\na,0.5\nb,0.5\n")
+    Path("gap.csv").write_text("text,label\na,bad\nb\n")
+    Path("mine.yaml").write_text("labels: [bad, good]\n")
+
+    line = refusal(lambda: check_options(["--datasets", "one.csv"], classify))
+    assert line.startswith("column 'label' has 1 class only ('bad'): a classifier needs at least")
+
+    # two classes, numbers, a bad row, and labels that come from elsewhere are for the recipe
+    for flags in (
+        ["one.csv", "--label_column", "mood"],
+        ["one.csv", "--label_column", "none"],
+        ["one.csv", "--config", "mine.yaml"],
+        ["one.csv", "--max_rows", "1"],
+        ["one.csv", "one.csv"],
+        ["number.csv"],
+        ["gap.csv"],
+    ):
+        assert check_options(["--datasets", *flags], classify) is None
+    assert check_options(["--datasets", "one.csv"], classify.rename("mine.py")) is None
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -19,11 +19,12 @@ from trl.chat_template_utils import has_generation_markers, is_chat_template_sto
 from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.chat_model import ChatModel, fit_prompt
 from hfstack.tasks.causal_lm.prompt_format import PromptFormat, encode_prompt
-from hfstack.tasks.sft.encoding import encode_row
+from hfstack.tasks.sft.encoding import encode_as_asked, encode_row
 from hfstack.tasks.sft.setup import training_template
 from hfstack.tokens.chat import (
     encode_for_generation,
     end_of_turn_id,
+    refuse_dropped_text,
     render_chat,
     render_with_answers,
 )
@@ -110,6 +111,7 @@ def try_template(name: str, base: PreTrainedTokenizerFast) -> list[str]:
     ask = read_turns([ASK], "user")
 
     try:
+        refuse_dropped_text(tokenizer)
         prompt = str(render_chat(tokenizer, ask, tokenize=False, add_generation_prompt=True))
         end = end_of_turn_id(tokenizer)
     except DataError:
@@ -141,9 +143,9 @@ def find_differences(name: str, base: PreTrainedTokenizerFast) -> list[str]:
     """Return who reads other ids of a conversation than chat: nobody should.
 
     Readers of a prompt are chat and generate, the prompts of online training, the tokenizer that
-    was saved and loaded again, and the server of transformers. Of a whole conversation, training is
-    compared with the saved tokenizer, and with the prompt of its last answer where that is no other
-    by the template's own will.
+    was saved and loaded again, and the server of transformers. What training learns of a whole
+    conversation is compared answer by answer: with what the saved tokenizer makes of the turns up
+    to it, and with the prompt that chat asks it with, where the template agrees with itself.
     """
     tokenizer = tokenizer_of(name, base)
     turns = [ASK, ANSWER, AGAIN[0]]
@@ -163,20 +165,51 @@ def find_differences(name: str, base: PreTrainedTokenizerFast) -> list[str]:
     }
     different = [reader for reader, ids in readers.items() if ids != chat]
 
-    row = {"messages": json.dumps([*turns, AGAIN[1]]), "prompt_turns": 0, "history": False}
-    row |= {"tools": "", "problem": ""}
-    with training_template(tokenizer, assistant_only=True):
-        trained, _, problem = encode_row(
-            row, tokenizer, assistant_only=False, completion_only=False
-        )
-    assert problem is None
-    whole = saved.apply_chat_template([*turns, AGAIN[1]], return_dict=True)["input_ids"]
-    if trained[: len(whole)] != whole:
-        different.append("training")
-    own = tokenizer.apply_chat_template([*turns, AGAIN[1]], tokenize=False)
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    if str(own).startswith(str(prompt)) and trained[: len(chat)] != chat:
-        different.append("training's prompt")
+    for talk in ([*turns, AGAIN[1]], TALKS["tools"], TALKS["thoughts"]):
+        different += [f"training: {reader}" for reader in differences_of_training(tokenizer, talk)]
+    return different
+
+
+def differences_of_training(
+    tokenizer: PreTrainedTokenizerFast, talk: list[dict[str, Any]]
+) -> list[str]:
+    """Return which answers of a conversation are learned behind other ids than they are asked for.
+
+    Conversations that training refuses are left out.
+    """
+    tools = read_tools(TOOLS) if talk is TALKS["tools"] else None
+    turns = read_turns(talk, "user")
+    row = {"messages": json.dumps(turns), "prompt_turns": 0, "history": False}
+    row |= {"tools": json.dumps(tools) if tools else "", "problem": ""}
+    with training_template(tokenizer, assistant_only=True) as own:
+        marked = has_generation_markers(str(tokenizer.chat_template))
+        try:
+            if find_missing(tokenizer, turns, tools, assistant_only=marked):
+                return []
+        except DataError:
+            return []
+        parts = encode_as_asked(row, tokenizer, own, assistant_only=marked, completion_only=True)
+
+    different = []
+    for place, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+
+        options: Any = {"tools": tools, "return_dict": True}
+        upto = tokenizer.apply_chat_template(turns[: place + 1], **options)["input_ids"]
+        asked = encode_for_generation(tokenizer, turns[:place], tools)
+        # a prompt that opens a thought is none of its own template's: log_other_prompts says so
+        start = len(asked) if upto[: len(asked)] == asked else 0
+
+        # what ends the last answer may be another token than what ends an earlier one (phi3)
+        answer = len(upto)
+        while answer > start and upto[answer - 1] in tokenizer.added_tokens_decoder:
+            answer -= 1
+        if not any(
+            ids[:answer] == upto[:answer] and set(labels[start:answer]) - {IGNORED_LABEL}
+            for ids, labels, _ in parts
+        ):
+            different.append(f"turn {place}")
     return different
 
 
@@ -191,25 +224,17 @@ def test_the_table_of_the_docs_is_what_the_templates_do(base: PreTrainedTokenize
     )
 
 
-def test_only_known_readers_get_other_ids_of_a_conversation() -> None:
+def test_nobody_gets_other_ids_of_a_conversation() -> None:
     """The column is made by find_differences, and the test above holds it to the templates.
 
-    TRL's variants of Qwen's templates keep an empty thought in every answer of a conversation,
-    where the model's own keeps that of the last one: training, whole and up to its last answer,
-    differs from chat. Of Idefics3 and SmolVLM a text that is no list of parts is dropped, which
-    training refuses. llava_next refuses plain text.
+    Refused are templates that read content in parts alone, and that fail on plain text.
     """
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     found = {row[0]: row[-1] for row in rows if row[0] in NAMES}
     assert set(found) == set(NAMES)
-    thinking = ("qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
-    known = dict.fromkeys(thinking, "2") | {
-        "llava_next": "refused",
-        "idefics3": "1",
-        "smolvlm": "1",
-    }
-    assert {name: count for name, count in found.items() if count != "0"} == known
+    refused = dict.fromkeys(("llava_next", "idefics3", "smolvlm"), "refused")
+    assert {name: count for name, count in found.items() if count != "0"} == refused
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3", "gemma", "phi3", "gptoss", "lfm2"])

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset
 
 from hfstack.data.places import RowProblem, refuse_rows
 from hfstack.errors import ConfigError, DataError
+from hfstack.hints import describe_too_few_classes
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -311,11 +312,8 @@ def _checked_labels(labels: LabelSet, values: Sequence[Any], column: str) -> Lab
 
     present = set(values)
     if len(present) < 2 and not (labels.kind == "multi_label" and present):
-        only = f" ({labels.names[0]!r})" if len(labels.names) == 1 else ""
-        raise DataError(
-            f"column {column!r} has {len(present)} class only{only}: a classifier needs at least "
-            "two; is it the right column, and is the file sorted by label while --max_rows cuts it?"
-        )
+        names = labels.names if len(labels.names) == len(present) else map(str, present)
+        raise DataError(describe_too_few_classes(column, names))
 
     return labels
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.places import SHOWN_ROWS, FindPlaces, RefusedRows
@@ -27,6 +27,20 @@ logger = get_logger(__name__)
 
 _ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _OPENING_TOKENS = 8  # of a plain text, when a model is asked to continue it
+_BATCH_ROWS = 100  # between two steps of the bar
+
+# what a row is encoded as: ids, labels, and the problem that makes it a bad row
+Encoded = tuple[list[int], list[int], str | None]
+
+_COLUMNS = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int64")),
+        "problem": Value("string"),
+        "length": Value("int64"),
+        "row": Value("int64"),
+    }
+)
 
 
 def prompts_with_references(
@@ -83,8 +97,12 @@ def encode_usable_rows(
     processes: int | None = None,
     row_counts: RowCounts | None = None,
     find_places: FindPlaces | None = None,
+    own_template: str | None = None,
 ) -> Dataset:
-    """Return `input_ids` and `labels` of usable rows, and log what was left out.
+    """Return `input_ids`, `labels` and `row` of usable rows, and log what was left out.
+
+    `row` is the index of the row that it was made of: a conversation becomes several where
+    `encode_as_asked` splits it.
 
     Args:
         rows: from `columns.convert_rows`.
@@ -98,6 +116,7 @@ def encode_usable_rows(
         processes: processes that encode; this one by default.
         row_counts: gets what is left out.
         find_places: names bad rows by file and line; without it by their numbers.
+        own_template: what the model is asked with, where the tokenizer has another that marks.
 
     Raises:
         DataError: rows without an assistant's turn, with an empty completion, with a prompt that
@@ -105,23 +124,37 @@ def encode_usable_rows(
     """
     kept_length = max_length if truncate else None
 
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        ids, labels, problem = encode_row(
-            row, tokenizer, assistant_only=assistant_only, completion_only=completion_only
-        )
-        if problem is None and max_length is not None:
-            problem = _find_overlong_prompt(labels, max_length)
-
-        return {
-            "input_ids": ids[:kept_length],
-            "labels": labels[:kept_length],
-            "problem": problem or "",
-            "length": len(ids),
-        }
+    def encode(row: dict[str, Any]) -> list[Encoded]:
+        flags = {"assistant_only": assistant_only, "completion_only": completion_only}
+        parts = encode_as_asked(row, tokenizer, own_template, **flags)
+        if max_length is None:
+            return parts
+        return [
+            (ids, labels, problem or _find_overlong_prompt(labels, max_length))
+            for ids, labels, problem in parts
+        ]
 
     several = processes is not None and processes > 1  # each would count its own part
+    if not several:
+        encode = follow_calls(encode, f"encoding {name} rows", total=len(rows))
+
+    def encode_batch(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
+        for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
+            for ids, labels, problem in encode(dict(zip(batch, values, strict=True))):
+                found["input_ids"].append(ids[:kept_length])
+                found["labels"].append(labels[:kept_length])
+                found["problem"].append(problem or "")
+                found["length"].append(len(ids))
+                found["row"].append(index)
+        return found
+
     encoded = rows.map(
-        encode if several else follow_calls(encode, f"encoding {name} rows", total=len(rows)),
+        encode_batch,
+        batched=True,
+        batch_size=_BATCH_ROWS,
+        with_indices=True,
+        features=_COLUMNS,
         remove_columns=rows.column_names,
         num_proc=processes,
         desc=f"Encoding {name}",
@@ -129,19 +162,108 @@ def encode_usable_rows(
     )
 
     _report_spanned_seams(rows, tokenizer, name=name)
-    problems: list[str] = encoded["problem"][:]
+    if len(encoded) > len(rows):
+        logger.info(
+            "the chat template renders earlier answers otherwise than the last one: %d %s "
+            "conversations become %d rows, so that each answer is learned as it is asked for",
+            len(rows),
+            name,
+            len(encoded),
+        )
+
+    # one bad part makes the whole conversation a bad row
+    problems = [""] * len(rows)
+    for index, problem in zip(encoded["row"][:], encoded["problem"][:], strict=True):
+        problems[index] = problems[index] or problem
     if any(problems):
         _report_problems(rows, problems, name=name, on_bad_row=on_bad_row, find_places=find_places)
         if row_counts is not None:
             for reason, count in _reasons(problems).items():
                 row_counts.leave_out(name, reason, count)
-        encoded = encoded.select([index for index, problem in enumerate(problems) if not problem])
+        encoded = encoded.select(
+            [place for place, index in enumerate(encoded["row"][:]) if not problems[index]]
+        )
 
     if not len(encoded):
         raise DataError(f"no {name} row is left of {len(rows)}")
     if kept_length is not None:
         _report_truncated(encoded["length"][:], name=name, max_length=kept_length)
-    return encoded.select_columns(["input_ids", "labels"])
+    return encoded.select_columns(["input_ids", "labels", "row"])
+
+
+def encode_as_asked(
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    own_template: str | None,
+    *,
+    assistant_only: bool,
+    completion_only: bool,
+) -> list[Encoded]:
+    """Return a row as the model will read it: one, or several of a conversation.
+
+    The model's own template may render an answer in one way while it is the last, and in another
+    once more turns follow: Qwen 3 leaves out the thoughts of earlier answers. A row that learned
+    all answers of such a conversation would learn some behind other tokens than the model is asked
+    with. It is split: each answer is learned at the end of its own row, behind the turns before it.
+
+    Args:
+        row: from `columns.convert_rows`.
+        tokenizer: with the template that marks the assistant's tokens.
+        own_template: the template that is saved with the model; None where it is the same.
+        assistant_only: learn the assistant's turns alone, as the template marks them.
+        completion_only: learn the completion alone, in rows of prompt + completion.
+    """
+    encoded = encode_row(
+        row, tokenizer, assistant_only=assistant_only, completion_only=completion_only
+    )
+    if own_template is None or encoded[2] is not None or "messages" not in row:
+        return [encoded]
+
+    turns: list[Turn] = json.loads(row["messages"])
+    render = partial(render_chat, tokenizer, tools=row_tools(row))
+    asked = partial(render, chat_template=own_template)
+    try:
+        # glm-4's variant goes on after the last answer, with the token that ends it
+        if render(turns, tokenize=False).startswith(asked(turns, tokenize=False)):
+            return [encoded]
+
+        # the answers that are learned, as in `encode_row`
+        given = row["prompt_turns"] if completion_only and not row["history"] else 0
+        answers = [place for place in range(given, len(turns)) if is_learned(turns[place])]
+        parts: list[Encoded] = []
+        for place in answers:
+            ids, labels, problem = _encode_last_answer(turns[: place + 1], asked, render)
+            if problem is not None:
+                return [([], [], problem)]
+
+            # a call, its result and the next answer of one question stay together
+            if parts and ids[: len(parts[-1][0])] == parts[-1][0]:
+                earlier = parts.pop()[1]
+                labels[: len(earlier)] = earlier
+            parts.append((ids, labels, None))
+    except DataError as error:
+        return [([], [], str(error).partition(" (on ")[0])]
+    return parts
+
+
+def _encode_last_answer(
+    turns: Sequence[Turn], asked: Callable[..., Any], marked: Callable[..., Any]
+) -> Encoded:
+    """Return a conversation in one rendering, with the marks of another on its last answer."""
+    options = {"tokenize": True, "return_dict": True}
+    ids: list[int] = asked(turns, **options)["input_ids"]
+    rendered = marked(turns, return_assistant_tokens_mask=True, **options)
+    mask: list[int] = rendered["assistant_masks"]
+
+    end = len(mask) - mask[::-1].index(1) if any(mask) else 0
+    start = next((place + 1 for place in range(end - 1, -1, -1) if not mask[place]), 0)
+    length = len(mask) - start
+    if not end or ids[-length:] != rendered["input_ids"][start:]:
+        return ids, [], "the chat template that marks answers renders the last one otherwise"
+
+    kept = len(ids) - length
+    learned = [i if m else IGNORED_LABEL for i, m in zip(ids[kept:], mask[start:], strict=True)]
+    return ids, [IGNORED_LABEL] * kept + learned, None
 
 
 def encode_row(
@@ -150,7 +272,7 @@ def encode_row(
     *,
     assistant_only: bool,
     completion_only: bool,
-) -> tuple[list[int], list[int], str | None]:
+) -> Encoded:
     """Return (ids, labels, problem) of one converted row.
 
     The problem is None when it can be learned from.
@@ -196,7 +318,7 @@ def _encode_conversation(
     tokenizer: PreTrainedTokenizerBase,
     assistant_only: bool,
     completion_only: bool,
-) -> tuple[list[int], list[int], str | None]:
+) -> Encoded:
     """Return (ids, labels, problem) of a row of messages."""
     if row["problem"]:
         return [], [], row["problem"]

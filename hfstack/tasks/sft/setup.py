@@ -152,15 +152,18 @@ def _set_template(
 @contextmanager
 def training_template(
     tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
-) -> Iterator[None]:
+) -> Iterator[str | None]:
     """Let a known family's template mark the assistant's tokens during encoding.
 
-    It is saved as it was.
+    Yields:
+        The tokenizer's own template, which it has again afterwards; None where it stays.
     """
     template: Any = tokenizer.chat_template
+    own_template: str | None = None
     if assistant_only and template is not None and not has_generation_markers(template):
         try:
             tokenizer.chat_template = get_training_chat_template(tokenizer)
+            own_template = template
             logger.info(
                 "rows are encoded with TRL's variant of this chat template, which marks the "
                 "assistant's tokens"
@@ -172,7 +175,7 @@ def training_template(
             )
 
     try:
-        yield
+        yield own_template
     finally:
         tokenizer.chat_template = template
 
@@ -203,7 +206,7 @@ def encode_rows(
     splits_documents = training_args.packing and training_args.packing_strategy == "bfd_split"
     encoded: dict[str, Dataset] = {}
 
-    with training_template(tokenizer, assistant_only=assistant_only):
+    with training_template(tokenizer, assistant_only=assistant_only) as own_template:
         # before the rows: without the marks every row would be a bad row
         if "messages" in rows["train"].column_names:
             if assistant_only and completion_only:
@@ -213,7 +216,7 @@ def encode_rows(
         refused: list[RefusedRows] = []
         for name, split in rows.items():
             try:
-                encoded[name] = encode_usable_rows(
+                usable = encode_usable_rows(
                     split,
                     tokenizer,
                     name=name,
@@ -225,7 +228,9 @@ def encode_rows(
                     processes=training_args.dataset_num_proc,
                     row_counts=row_counts,
                     find_places=find_places,
+                    own_template=own_template,
                 )
+                encoded[name] = usable.select_columns(["input_ids", "labels"])
             except RefusedRows as error:
                 refused.append(error)
 

@@ -3,9 +3,11 @@
 import copy
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import (
@@ -23,6 +25,7 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from tests.tiny_tokenizers import llama2
 
+TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Who?"},
@@ -205,6 +208,46 @@ def test_problems_of_plain_rows(tokenizer: PreTrainedTokenizerFast) -> None:
     ):
         found = encode_row(row, tokenizer, assistant_only=False, completion_only=True)[2]
         assert found is not None and found.startswith(problem)
+
+
+def test_a_conversation_is_split_where_the_model_is_asked_with_other_tokens(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (TRL_TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = qwen3_training_chat_template
+    rows = [{"messages": TALK}, {"messages": TALK[:3]}, {"messages": [*TALK[:3], TALK[3]]}]
+    split = convert_rows(Dataset.from_list(rows), Columns(), as_chat=True)
+    flags = {"name": "train", "max_length": None, "assistant_only": True, "completion_only": True}
+    caplog.set_level(logging.INFO)
+    encoded = encode_usable_rows(split, tokenizer, own_template=own, **flags)
+
+    # the last row ends with a question, behind which its answer has no thought: it is cut
+    assert encoded["row"][:] == [0, 0, 1, 2]
+    assert "3 train conversations become 4 rows" in caplog.text
+    thought = "<think>\n\n</think>\n\n"
+    for place, upto, answer in ((0, 3, "The fox."), (1, 5, "Home."), (3, 3, "The fox.")):
+        ids, labels = encoded[place]["input_ids"], encoded[place]["labels"]
+        asked = tokenizer.apply_chat_template(TALK[:upto], chat_template=own, return_dict=True)
+        assert ids == asked["input_ids"]
+        learned_ids = [label for label in labels if label != IGNORED_LABEL]
+        assert tokenizer.decode(learned_ids) == f"{thought}{answer}<|im_end|>\n"
+
+    # without the model's own template beside it, the variant is what is learned
+    plain = encode_usable_rows(split, tokenizer, **flags)
+    assert len(plain) == 3
+    assert str(tokenizer.decode(plain[0]["input_ids"])).count(thought) == 2
+
+    # answers of weight 0 are no rows, and one part that is too long makes the row a bad row
+    light = [*TALK[:2], TALK[2] | {"weight": 0}, *TALK[3:]]
+    split = convert_rows(Dataset.from_list([{"messages": light}]), Columns(), as_chat=True)
+    assert encode_usable_rows(split, tokenizer, own_template=own, **flags)["row"][:] == [0]
+    split = convert_rows(Dataset.from_list(rows[:2]), Columns(), as_chat=True)
+    room = len(encoded[0]["input_ids"]) + 2
+    kept = encode_usable_rows(
+        split, tokenizer, own_template=own, on_bad_row="skip", **flags | {"max_length": room}
+    )
+    assert kept["row"][:] == [1]
 
 
 def test_long_rows_are_truncated_or_refused(
