@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.config import command_line
+from hfstack.drawing.numbers import compact, number
 from hfstack.errors import ConfigError
 from hfstack.models.architectures import count_costs
 from hfstack.models.loading import find_architecture
@@ -152,10 +153,18 @@ def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str,
 def show(run: Run, name: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table and keep it for the report."""
     run.add_table(name, columns, rows)
+    shown = [[_as_text(cell) for cell in row] for row in [columns, *rows]]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     print(f"\n{name}")
-    for row in [columns, *rows]:
-        cells = [f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row]
-        print("  " + " ".join(cells))
+    for first, *others in shown:
+        numbers = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join(["", first.ljust(widths[0]), *numbers]))
+
+
+def _as_text(cell: str | float) -> str:
+    if isinstance(cell, str):
+        return cell
+    return compact(cell) if abs(cell) >= 1e9 else number(cell)
 
 
 if __name__ == "__main__":

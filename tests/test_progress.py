@@ -5,9 +5,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
 
 from hfstack import progress
 from hfstack.progress import describe_progress, follow, follow_calls, round_span
+from hfstack.tasks.preferences.encode import encode_pairs, encode_sides
+from hfstack.tasks.seq2seq import data as seq2seq_data
+from hfstack.tokens import text_rows
 
 
 @pytest.mark.parametrize(
@@ -73,3 +78,31 @@ def test_a_function_that_another_library_calls_is_followed_in_the_same_way(
         "encoding train rows: 480 of 1,024 (47 %), about 68 seconds left",
         "encoding train rows: 960 of 1,024 (94 %), about 8 seconds left",
     ]
+
+
+def test_encoding_before_the_first_step_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
+    caplog.set_level(logging.INFO, logger="hfstack")
+    pair = {"prompt": "Who?", "chosen": "The fox.", "rejected": "An owl."}
+    texts = [f"fox {number}" for number in range(5)]
+    whole = [tiny_tokenizer(text)["input_ids"] for text in texts]
+
+    # in parts it gives what it gives at once
+    for module in (text_rows, seq2seq_data):
+        monkeypatch.setattr(module, "_TEXTS_AT_ONCE", 2)
+    encoded = text_rows.encode_texts(tiny_tokenizer, texts, max_length=None)
+    assert [row["input_ids"] for row in encoded] == whole
+    ended, _ = seq2seq_data.encode_ended(texts, tiny_tokenizer, max_length=64, ends=[1])
+    assert [ids[: len(short)] for ids, short in zip(ended, whole, strict=True)] == whole
+
+    rows = Dataset.from_list([pair] * 2)
+    assert len(encode_pairs(rows, tiny_tokenizer, max_length=64)[0]) == 2
+    assert len(encode_sides({"train": rows}, tiny_tokenizer)["train"]) == 2
+    said = [message.partition(":")[0] for message in caplog.messages]
+    for what in ("thousands of texts", "thousands of sources", "pairs of train"):
+        assert said.count(f"encoding {what}") >= 2

@@ -339,7 +339,10 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 def _relative_to_here(path: Path) -> Path:
     """Return a path below the current folder as relative, any other one as it is."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was deleted: cd into one that is there") from None
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 

@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.row_counts import RowCounts
 
 logger = get_logger(__name__)
+
+_TEXTS_AT_ONCE = 1000  # between two steps of the bar
 
 Overlong = Literal["truncate", "drop", "fail", "cut"]
 """What is done with a text that is too long; `cut` is the name of `truncate` before 0.2."""
@@ -61,19 +64,24 @@ def encode_texts(
     if max_length is not None:
         truncation = {"truncation": True, "max_length": max_length}
 
-    with settings_kept(tokenizer):
-        encoded = tokenizer(
-            list(texts),
-            list(pairs) if pairs is not None else None,
-            return_attention_mask=False,
-            verbose=False,
-            **truncation,
-        )
+    rows: list[dict[str, list[int]]] = []
+    starts = range(0, len(texts), _TEXTS_AT_ONCE)
+    for start in follow(starts, "encoding thousands of texts", total=len(starts)):
+        end = start + _TEXTS_AT_ONCE
+        with settings_kept(tokenizer):
+            encoded = tokenizer(
+                list(texts[start:end]),
+                list(pairs[start:end]) if pairs is not None else None,
+                return_attention_mask=False,
+                verbose=False,
+                **truncation,
+            )
 
-    # Of the columns that a tokenizer gives, those that a model reads; the mask is made by pad_rows.
-    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-    columns = [cast(list[list[int]], encoded[name]) for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        # Of what a tokenizer gives, the columns that a model reads; pad_rows makes the mask.
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        columns = [cast(list[list[int]], encoded[name]) for name in names]
+        rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return rows
 
 
 @contextmanager

@@ -300,3 +300,10 @@ def test_the_wheel_carries_what_the_commands_need(tmp_path: Path):
     assert "multi_gpu" in hfstack("run", "--help")
     shipped = tmp_path / "installed" / "hfstack" / "_shipped"
     assert (shipped / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
+
+
+def test_a_folder_that_was_deleted_is_one_line(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path.cwd().rmdir()
+    assert "the current folder was deleted" in mistake(capfd, "run", "first")

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.tasks.preferences.rows import Text, answer_text, tools_of
 from hfstack.tokens.chat import end_of_turn_id, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined
@@ -109,7 +110,7 @@ def encode_pairs(
     kept: list[int] = []
     total = too_long = longest = longest_prompt = truncated_answers = equal = 0
 
-    for number, row in enumerate(rows):
+    for number, row in enumerate(follow(rows, f"encoding pairs of {name}")):
         total += 1
         encoded = [
             encode_answer(tokenizer, row["prompt"], row[side], tools_of(row))
@@ -183,7 +184,12 @@ def encode_sides(
         }
 
     return {
-        name: Dataset.from_list([encode(row) for row in cast(Any, split)])
+        name: Dataset.from_list(
+            [
+                encode(row)
+                for row in follow(cast(Any, split), f"encoding pairs of {name}", total=len(split))
+            ]
+        )
         for name, split in rows.items()
     }
 

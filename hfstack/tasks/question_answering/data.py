@@ -19,6 +19,7 @@ from hfstack.data.places import REFUSED, BadRows, RowProblem, refuse_rows, rows_
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.tokens.text_rows import pad_rows, settings_kept
 
 logger = get_logger(__name__)
@@ -262,7 +263,9 @@ def encode_questions(
         )
 
     windows: list[QuestionWindow] = []
-    for number, question in enumerate(questions):
+    for number, question in enumerate(
+        follow(questions, f"encoding questions of {name}", total=len(questions))
+    ):
         with settings_kept(tokenizer):
             encoded: Any = tokenizer(
                 asked[number],

@@ -17,6 +17,7 @@ from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
+from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import follow_rendering
 from hfstack.tokens.chat import encode_for_generation
@@ -105,7 +106,9 @@ def load_prompts(
         # JSON because Arrow would give every turn the keys of all turns, and templates read them
         if chat:
             features = Features({**rows.features, "prompt": Json()})
-            read_prompt = partial(_read_prompt, beside=beside)
+            read_prompt = follow_calls(
+                partial(_read_prompt, beside=beside), f"reading prompts of {split}", total=len(rows)
+            )
             rows = rows.map(read_prompt, features=features, load_from_cache_file=False)
         splits[split] = rows
 

@@ -20,11 +20,14 @@ from hfstack.data.places import REFUSED, BadRows, RowProblem, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.row_counts import RowCounts
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import Overlong, pad_rows, settings_kept
 
 logger = get_logger(__name__)
+
+_TEXTS_AT_ONCE = 1000  # between two steps of the bar
 
 _COLUMN_HINT = (
     "name them with --source_column and --target_column (a part of a mapping as translation.en)"
@@ -251,9 +254,13 @@ def encode_ended(
 
     def encode(chosen: Sequence[str], **truncation: Any) -> list[list[int]]:
         keyword = "text_target" if side == "target" else "text"
-        settings: dict[str, Any] = {keyword: list(chosen)} | truncation
-        encoded = tokenizer(return_attention_mask=False, verbose=False, **settings)
-        return [list(ids) for ids in cast(Any, encoded["input_ids"])]
+        found: list[list[int]] = []
+        starts = range(0, len(chosen), _TEXTS_AT_ONCE)
+        for start in follow(starts, f"encoding thousands of {side}s", total=len(starts)):
+            part: dict[str, Any] = {keyword: list(chosen[start : start + _TEXTS_AT_ONCE])}
+            encoded = tokenizer(return_attention_mask=False, verbose=False, **part, **truncation)
+            found += [list(ids) for ids in cast(Any, encoded["input_ids"])]
+        return found
 
     adds_end = bool(set(ends) & set(encode([""])[0]))
     added = [] if adds_end else [ends[0]]

@@ -14,6 +14,7 @@ from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import Form, describe_rendering
 from hfstack.runs.run import Run
@@ -157,7 +158,7 @@ def convert_rows(
 
     # datasets knows a function of a package by its name: it would reuse what an older version made
     return rows.map(
-        convert,
+        follow_calls(convert, "reading rows", total=len(rows)),
         remove_columns=rows.column_names,
         desc="Reading rows",
         load_from_cache_file=False,

@@ -21,6 +21,7 @@ from hfstack.data.places import REFUSED, BadRows, RowProblem, refuse_rows, rows_
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.progress import follow
 from hfstack.row_counts import RowCounts
 from hfstack.tasks.token_classification.schemes import (
     Scheme,
@@ -361,7 +362,9 @@ def encode_sentences(
     windows: list[SentenceWindow] = []
     split = 0
 
-    for number, sentence in enumerate(sentences):
+    for number, sentence in enumerate(
+        follow(sentences, f"encoding sentences of {name}", total=len(sentences))
+    ):
         words = [f"{space}{word}" for word in sentence.words]
         encoded = tokenizer(
             words, is_split_into_words=True, add_special_tokens=False, verbose=False
