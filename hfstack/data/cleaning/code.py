@@ -6,9 +6,11 @@ A document is code by one of these rules, tried in this order; nothing is learne
 2. Its lines are a program's. Of the lines that are neither blank nor comments, half or more look
    like code (`SURE_LINE` or `LIKELY_LINE`), and one or more is hardly possible in prose
    (`SURE_LINE`); where three or more are, four tenths are enough.
-3. Its lines are YAML's (`key:` and `- item`, nested, or a flat list with a `snake_case:` key),
-   TOML's or INI's (`[section]` and `key = value`, or what parses as TOML), or those of a Makefile
-   (a target, then lines that begin with a tab).
+3. Its lines are YAML's (`key:` and `- item`, nested, or a flat list with a `snake_case:` key or
+   whose values are mostly single words), TOML's, INI's or those of a file of properties
+   (`[section]` and `key = value`, or what parses as TOML), or those of a Makefile (a target, then
+   lines that begin with a tab). The text of a block of YAML's (`key: |`) says nothing, and a flat
+   list with an e-mail address or a phone number is a record, whose values are masked.
 4. It parses as Python, and holds a definition, an import, an assignment or a call. A module that is
    nearly all docstring is found like this.
 5. It is a table, of cells between commas, semicolons or tabs below a header, and half of the cells
@@ -34,6 +36,7 @@ from typing import Literal, NamedTuple
 from ftfy.fixes import fix_surrogates
 
 from hfstack.data.cleaning.code_lines import LIKELY_LINE, SURE_LINE
+from hfstack.data.cleaning.pii import mask_pii
 
 PartKind = Literal["prose", "literal", "code", "json"]
 CODE_KINDS = ("code", "json")
@@ -103,6 +106,7 @@ _EMBEDDED = re.compile(r"<(?:script|style)\b", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t>]{0,12}(`{3,}|~{3,})[ \t]*([^`\n]*)$", re.MULTILINE)
 # a file of Vue's
 _COMPONENT = re.compile(r"\s*<(?:template|script\s+(?:setup|lang)\b[^<>]*)>", re.IGNORECASE)
+_SCRIPT_FIRST = re.compile(r"<\?php|\A\s*<%")  # a page that a program writes
 _INDENTED = re.compile(
     r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n(?=[ \t]*\n|    |\t))+"
 )
@@ -117,11 +121,19 @@ _PROGRAMMING_LANGUAGES = frozenset(
     "verilog vhdl vim vue wasm wat xsl yaml yml zig zsh".split()
 )
 
-_YAML_KEY = re.compile(r"(?:- )*[\w.\"'$/-]+:(?:\s|$)")
+_YAML_KEY = re.compile(r"(?:- )*(?:[\w.\"'$/-]+|<<):(?:\s|$)")
+_YAML_BLOCK = re.compile(r"^([ \t]*)((?:- )*[\w.\"'$/-]+:[ \t]*)[|>][-+\d]*[ \t]*\n", re.MULTILINE)
+# a key that no heading or header of a letter has, and its value, without a comment
+_FLAT_KEY = re.compile(r"[a-z][\w.-]*:\s+(?P<value>(?:(?! #)[^\n])*)")
+_ONE_WORD = re.compile(r"\S+|[\"'][^\"']*[\"']|<(\w+)[^<>]*>[^<>]*</\1>|[\[{].*[\]}]")
 _SNAKE_KEY = re.compile(r"[a-z]+(?:_[a-z0-9]+)+:(?:\s|$)")
+_YAML_NESTED = re.compile(
+    r"^[ \t]*(?:- )*[a-z_][\w.-]*:[ \t]*(?:&\w+)?\n\s+(?:- ?|[\w.\"'$/-]+:|<<:)", re.MULTILINE
+)
 _YAML_OTHER = re.compile(r"- \S|---$|\.\.\.$|[|>]")
-_SECTION = re.compile(r"\[\[?[\w.\"' :-]+\]\]?\s*(?:#.*)?$")
+_SECTION = re.compile(r"\[\[?[\w.\"' :*{},!/-]+\]\]?\s*(?:#.*)?$")
 _ASSIGNMENT = re.compile(r"[\w.\"'-]+\s*[=:]\s*\S?")
+_PROPERTY = re.compile(r"(?:export\s+)?[A-Za-z_][\w.-]*\s*=(?!=)")
 _TARGET = re.compile(r"^[\w./%$(){} -]+:(?![=:/])[^.?!]*\n\t", re.MULTILINE)
 
 
@@ -147,7 +159,7 @@ def code_kind(text: str) -> Literal["code", "json"] | None:
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start in ("{", "[") and _is_json(text):
         return "json"
-    if start == "<" and "<?php" not in text[:200]:
+    if start == "<" and not _SCRIPT_FIRST.search(text[:200]):
         return "code" if _COMPONENT.match(text) else None
 
     bare = _without_prose(text)
@@ -292,6 +304,12 @@ def _sample_lines(text: str) -> list[str]:
 
 def _is_configuration(text: str, lines: list[str]) -> bool:
     """Return whether the lines are YAML's, TOML's, INI's or a Makefile's."""
+    if "|" in text or ">" in text:
+        lines = _sample_lines(bare) if (bare := _without_blocks(text)) != text else lines
+    lines = [line for line in lines if line[0] != ";"]  # a comment of INI
+    if len(lines) >= 2 and (all(map(_PROPERTY.match, lines)) or _is_flat_yaml(lines)):
+        return not _names_people(text)
+
     assigned = sum(1 for line in lines if _ASSIGNMENT.match(line))
     if assigned >= 0.5 * len(lines) and _is_toml(text):
         return True
@@ -305,19 +323,51 @@ def _is_configuration(text: str, lines: list[str]) -> bool:
 
     keys = sum(1 for line in lines if _YAML_KEY.match(line))
     other = sum(1 for line in lines if _YAML_OTHER.match(line))
-    nested = re.search(r"^[ \t]*(?:- )*[a-z_][\w.-]*:[ \t]*\n\s+(?:- ?|[\w.\"'$/-]+:)", text, re.M)
-    if nested and keys >= 2 and keys + other >= 0.9 * len(lines):
+    if _YAML_NESTED.search(text) and keys >= 2 and keys + other >= 0.9 * len(lines):
         return True
 
     flat = sum(1 for line in lines if _SNAKE_KEY.match(line))
     if flat and keys + other == len(lines):
-        return True
+        return not _names_people(text)
 
     sections = sum(1 for line in lines if _SECTION.fullmatch(line))
     if sections and assigned >= 2 and sections + assigned >= 0.8 * len(lines):
         return True
     likely = sum(1 for line in lines if LIKELY_LINE.match(line) or line[0] in "@$.-")
     return bool(rules) and 2 * (2 * rules + likely) >= len(lines)
+
+
+def _is_flat_yaml(lines: list[str]) -> bool:
+    """Return whether lines are keys in small letters, mostly of one-word values."""
+    pairs = [_FLAT_KEY.fullmatch(line.split(" #")[0].rstrip()) for line in lines]
+    values = [pair["value"] for pair in pairs if pair]
+    if len(values) < len(lines):
+        return False
+    words = sum(1 for value in values if _ONE_WORD.fullmatch(value))
+    return words > 0.6 * len(values)
+
+
+def _names_people(text: str) -> bool:
+    """Return whether a flat list has personal data: it is then a record, which is masked."""
+    return mask_pii(text, ("email", "phone"))[0] != text
+
+
+def _without_blocks(text: str) -> str:
+    """Return YAML without the text of its blocks, which are indented below `key: |`."""
+    kept, position = [], 0
+    for block in _YAML_BLOCK.finditer(text):
+        if block.start() < position:
+            continue
+        kept.append(text[position : block.end()])
+        position = block.end()
+
+        while position < len(text):
+            end = text.find("\n", position) + 1 or len(text)
+            line = text[position:end]
+            if line.strip() and not line.startswith((f"{block[1]} ", f"{block[1]}\t")):
+                break
+            position = end
+    return "".join([*kept, text[position:]])
 
 
 def _is_toml(text: str) -> bool:

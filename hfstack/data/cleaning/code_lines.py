@@ -110,6 +110,16 @@ SURE_LINE = re.compile(
     | FROM\s+[\w./-]+(?::[\w.-]+)(?:\s+AS\s+\w+)?$
     | (?:RUN|COPY|CMD|ENTRYPOINT|WORKDIR|ENV)\s+\S.*[\\\]/=].*
 
+    # statements: CMake, PowerShell, text that a shell reads up to a word
+    | (?i:cmake_minimum_required|add_(?:executable|library)|target_link_libraries|find_package)\s*\(
+    | (?:Get|Set|New|Write|Remove|Add|Import|Export|Invoke|Start|Stop|Test)-[A-Z]\w+(?:\s.*)?$
+    | \$[A-Za-z_]\w*\s*=\s*["'@(\[].*
+    | \w.*<<-?\s*["']?[A-Z]\w*["']?(?:\s*>\s*\S+)?$
+
+    # statements: Jinja, ERB
+    | \{%-?\s*(?:for|if|elif|else|end\w+|block|extends|include|set|macro|import|from)\b.*%\}.*
+    | <%[=-]?\s.*%>.*
+
     # SQL
     | SELECT\s+[\w."`*(\[].*[^.?!]$
     | (?i:select\b.+\bfrom\s+[\w."`]+|insert\s+into\s+\w|create\s+(?:or\s+replace\s+|unique\s+

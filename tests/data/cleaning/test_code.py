@@ -337,3 +337,39 @@ def test_a_table_with_a_column_of_code_stays_as_it_is(table: str) -> None:
 def test_a_table_of_prose_is_cleaned(text: str) -> None:
     cleaned = clean_text(text, mask=()).text
     assert "<b>" not in cleaned and "**" not in cleaned
+
+
+# files of other kinds, with tags, links and stars that mean something there
+FILES = {
+    kind: text
+    for kind, _, text in (
+        part.partition("\n")
+        for part in (Path(__file__).parent / "tagged_files.txt").read_text().split("=== ")[1:]
+    )
+}
+
+
+@pytest.mark.parametrize("kind", list(FILES))
+def test_tags_in_files_of_settings_and_programs_stay(kind: str) -> None:
+    cleaned = clean_text(FILES[kind])
+    assert cleaned.text.strip("\n") == FILES[kind].strip("\n")
+    assert "markup" not in cleaned.changes
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (
+            "question: What is a <b>fox</b>?\nanswer: It is a wild animal.\nsource: a book",
+            "question: What is a fox?\nanswer: It is a wild animal.\nsource: a book",
+        ),
+        (
+            "name: bob\nmail: bob@example.org\ncity: <b>Paris</b>",
+            "name: bob\nmail: [EMAIL]\ncity: Paris",
+        ),
+        ("user_name: bob\nmail: bob@example.org", "user_name: bob\nmail: [EMAIL]"),
+        ("to.mail = bob@example.org\nto.name = Bob Ray", "to.mail = [EMAIL]\nto.name = Bob Ray"),
+    ],
+)
+def test_lists_of_sentences_or_of_people_are_text(raw: str, expected: str) -> None:
+    assert clean_text(raw).text == expected
