@@ -44,6 +44,7 @@ _ROLES = {
     "tool_response": "tool",
     **{name: name for name in ("system", "developer", "user", "assistant", "tool")},
 }
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of a part of a content
 _CALLS = ("function_call", "tool_call")  # turns whose text is a call: ShareGPT, ms-swift
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # true or false, or 1 or 0, where OpenAI has a weight
@@ -235,7 +236,7 @@ def _read_content(content: Any) -> tuple[str, list[str]]:
 
         if kind in ("thinking", "reasoning") and isinstance(text, str):
             thoughts.append(text)
-        elif kind in ("text", "input_text", "output_text") and isinstance(text, str):
+        elif kind in TEXT_PARTS and isinstance(text, str):
             texts.append(text)
         else:
             raise DataError(

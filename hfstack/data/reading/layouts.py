@@ -28,6 +28,7 @@ from hfstack.data.reading.message_trees import (
     is_tree,
     ranked_answers,
 )
+from hfstack.tokens.turns import TEXT_PARTS
 
 Purpose = Literal["rows", "conversations", "preferences"]
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -69,10 +70,42 @@ def standard_rows(
             break
 
     whole = chain(seen, numbered)
+    if purpose != "rows":
+        whole = _with_joined_parts(whole)
     if layout is None:
         return whole
     note(f"rows are read as {layout.name}")
     return _converted(whole, layout, note)
+
+
+def _with_joined_parts(numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+    """Join contents that are parts of text, so that all turns are alike.
+
+    Files often have both, the user's in parts and the assistant's plain; a column of Arrow has one.
+    """
+    for line, row, text in numbered:
+        if isinstance(row, dict):
+            for name, turns in row.items():
+                if isinstance(turns, list) and any(map(_is_in_parts, turns)):
+                    row = row | {name: [_with_joined_content(turn) for turn in turns]}
+        yield line, row, text
+
+
+def _is_in_parts(turn: Any) -> bool:
+    """Return whether the content of a turn is parts of text, and nothing else."""
+    parts = turn.get("content") if isinstance(turn, dict) else None
+    return isinstance(parts, list) and bool(parts) and all(map(_is_text_part, parts))
+
+
+def _is_text_part(part: Any) -> bool:
+    is_part = isinstance(part, dict) and {"type", "text"} == part.keys()
+    return is_part and part["type"] in TEXT_PARTS and isinstance(part["text"], str)
+
+
+def _with_joined_content(turn: Any) -> Any:
+    if not _is_in_parts(turn):
+        return turn
+    return turn | {"content": "".join(part["text"] for part in turn["content"])}
 
 
 def _converted(

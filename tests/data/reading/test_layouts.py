@@ -22,6 +22,22 @@ def read(path: Path, content: Any, **settings: Any) -> list[dict[str, Any]]:
     return list(read_rows(expand_files(str(path)), **settings))
 
 
+def test_contents_in_parts_and_plain_ones_are_alike(tmp_path: Path) -> None:
+    said = [{"type": "text", "text": "Who met "}, {"type": "input_text", "text": "Charles?"}]
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": "Ada."}]
+    plain = [{"role": "user", "content": "Who met Charles?"}, turns[1]]
+    lines = [{"messages": turns}, {"messages": plain}]
+    text = "".join(json.dumps(row) + "\n" for row in lines)
+
+    rows = read(tmp_path / "a.jsonl", text, purpose="conversations")
+    assert [row["messages"] for row in rows] == [plain, plain]
+
+    # a picture is no text: the parts stay, for the recipe to refuse
+    turns[0] = {"role": "user", "content": [{"type": "image", "text": "a fox"}]}
+    (row,) = read(tmp_path / "b.jsonl", {"messages": turns[:1]}, purpose="conversations")
+    assert row["messages"][0]["content"] == [{"type": "image", "text": "a fox"}]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("version_first", [True, False])
 def test_squad(tmp_path: Path, indent: int | None, version_first: bool) -> None:
