@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.columns import require_columns
+from hfstack.data.columns import require_text
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import AlreadyFinished, ConfigError, refusals_of_upstream
@@ -99,11 +99,11 @@ def main(
 
         # data
         column, counts = data_args.text_column, run.record.rows
-        quarantine = run.output_dir / "quarantine.jsonl"
-        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
+        bad = run.output_dir / "quarantine.jsonl"
+        splits = load_splits(data_args, quarantine_file=bad, row_counts=counts, may_stream=True)
         if "eval" not in splits:
             raise ConfigError("a ladder needs held-out text: --eval_datasets or --eval_fraction")
-        require_columns(splits["train"], {column}, recipe="scaling_ladder")
+        require_text(splits, column, recipe="scaling_ladder")
         blocks = pack_splits(
             splits, tokenizer, text_column=column, block_size=block_size, row_counts=counts
         )

@@ -69,6 +69,7 @@ tests/data/test_sources.py
   test_streams
     row: `--streaming`
     `--streaming` keeps nothing
+    Only `pretrain_clm`, `pretrain_mlm`
   test_wrong_settings
     It needs `eval_datasets`
 tests/data/reading/test_rows.py

@@ -1,6 +1,6 @@
 """Refuse rows without the columns that a recipe reads; find the texts of a row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfstack.errors import DataError
@@ -10,6 +10,15 @@ if TYPE_CHECKING:  # so that a recipe that reads files row by row imports no pan
     from datasets import Dataset, IterableDataset
 
 
+def column_names(
+    rows: "Dataset | IterableDataset | Mapping[str, Any] | Sequence[Any]",
+) -> list[str]:
+    """Return the columns of rows; those of a stream may be its first row's."""
+    if isinstance(rows, Mapping):
+        return list(rows)
+    return getattr(rows, "column_names", None) or list(next(iter(rows), {}))
+
+
 def require_columns(
     rows: "Dataset | IterableDataset | Sequence[Any]", *alternatives: set[str], recipe: str
 ) -> None:
@@ -17,7 +26,7 @@ def require_columns(
 
     The message names the columns that were found, the closest name, and `--text_column` where that
     maps it."""
-    found = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
+    found = column_names(rows)
     if any(columns <= set(found) for columns in alternatives):
         return
 
@@ -44,6 +53,25 @@ def require_columns(
         f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
         f"{'; '.join(hints)}"
     )
+
+
+def require_text(splits: Mapping[str, Any], column: str, *, recipe: str) -> None:
+    """Raise DataError unless each split has a column of texts.
+
+    Numbers, lists and objects are no text.
+    """
+    for rows in splits.values():
+        require_columns(rows, {column}, recipe=recipe)
+        feature = (getattr(rows, "features", None) or {}).get(column)
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        if feature is None:  # of a stream, the first row says
+            kind = type(next(iter(rows), {column: ""})[column]).__name__
+
+        if kind not in ("string", "large_string", "str"):
+            raise DataError(
+                f"{recipe} needs text in the column {column!r}, which holds {kind}: name another "
+                "with --text_column, or write its values as text"
+            )
 
 
 def strings_of(value: Any) -> Iterator[str]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_SHUFFLE_BUFFER_ROWS = 1000
+_SHUFFLED_ROWS = 1000
 
 
 @dataclass
@@ -239,12 +239,12 @@ def load_splits(
     purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
     row_counts: RowCounts | None = None,
+    may_stream: bool = False,
 ) -> Splits:
     """Return `{"train": rows, "eval": rows}`, with the sources they were read from.
 
-    Without eval_datasets and with `eval_fraction` 0, only "train". Rows are a mapped Dataset, or an
-    IterableDataset with `streaming`, under the column names of the data. The same text is never in
-    both splits, except with `streaming`, where it is not checked.
+    Without eval_datasets and with `eval_fraction` 0, only "train". The same text is never in both,
+    except with `streaming`, where it is not checked and rows are an IterableDataset.
 
     Args:
         columns: those that are read, by default the text column. What other columns hold stops
@@ -253,11 +253,15 @@ def load_splits(
         quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache
             when unset.
         row_counts: gets the rows of each split, and what was left out.
+        may_stream: whether the caller goes through the rows only from the first to the last.
 
-    Raises ConfigError when no dataset is named, DataError when one is missing, empty or malformed.
+    Raises ConfigError when no dataset is named, or rows are to be streamed that the caller needs as
+    a whole; DataError when a dataset is missing, empty or malformed.
     """
     if not args.datasets:
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
+    if args.streaming and not may_stream:
+        raise ConfigError("all rows are read before the first step: drop --streaming")
 
     columns = {args.text_column} if columns is None else set(columns)
     quarantine_file = empty_quarantine(quarantine_file)
@@ -288,11 +292,9 @@ def load_splits(
     if args.streaming:
         logger.info(
             "streaming: rows are shuffled within %d rows; overlap with eval is not checked",
-            _SHUFFLE_BUFFER_ROWS,
+            _SHUFFLED_ROWS,
         )
-        splits["train"] = splits["train"].shuffle(
-            seed=args.split_seed, buffer_size=_SHUFFLE_BUFFER_ROWS
-        )
+        splits["train"] = splits["train"].shuffle(seed=args.split_seed, buffer_size=_SHUFFLED_ROWS)
     elif args.eval_datasets:
         whole, held = splits["train"], splits["eval"]
         splits["train"] = drop_overlap(whole, held, text_column=args.text_column)
@@ -472,7 +474,6 @@ def _stream(
     # A missing file is reported now, not at the first step.
     for source in sources:
         source.find_files()
-
     return cast(IterableDataset, IterableDataset.from_generator(iterate_rows, gen_kwargs=settings))
 
 
@@ -494,7 +495,6 @@ def _count_from_hub(
     for row in islice(stream, max_rows):
         count += 1
         yield row
-
     if not count:
         raise DataError(f"{source.path}: the split {source.split!r} has no rows")
     log[source.key] = ReadSource(rows=count)

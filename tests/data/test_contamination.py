@@ -94,5 +94,5 @@ def test_what_a_run_reads_is_compared_and_recorded(tmp_path: Path) -> None:
         eval_datasets=[str(held)],  # pyright: ignore
         streaming=True,
     )
-    load_splits(args, row_counts=streamed)
+    load_splits(args, row_counts=streamed, may_stream=True)
     assert streamed.contamination == {}

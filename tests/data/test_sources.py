@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from hfstack.config import parse
-from hfstack.data.columns import require_columns
+from hfstack.data.columns import column_names, require_columns
 from hfstack.data.reading import files, folders
 from hfstack.data.sources import (
     DataArgs,
@@ -180,7 +180,8 @@ def test_hub_failure_is_one_line(
 ) -> None:
     hub(monkeypatch, error)
     with pytest.raises(DataError, match=message) as caught:
-        load_splits(DataArgs(datasets=[Source("user/set")], eval_fraction=0, streaming=streaming))
+        args = DataArgs(datasets=[Source("user/set")], eval_fraction=0, streaming=streaming)
+        load_splits(args, may_stream=True)
     assert "\n" not in str(caught.value)
 
 
@@ -189,14 +190,18 @@ def test_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     local = Source(texts("a.jsonl", 30))
     for train in ([local], [Source("user/set")], [local, Source("user/set", weight=2)]):
         args = DataArgs(datasets=train, eval_datasets=[local], streaming=True, max_rows=10)
-        splits = load_splits(args)
+        with pytest.raises(ConfigError, match="all rows are read before the first step"):
+            load_splits(args)
+        splits = load_splits(args, may_stream=True)
+        assert column_names(splits["train"]) == ["text"]
         assert all(isinstance(rows, IterableDataset) for rows in splits.values())
         seen = [row["text"] for row in splits["train"]]
-        assert seen == [row["text"] for row in load_splits(args)["train"]]
+        assert seen == [row["text"] for row in load_splits(args, may_stream=True)["train"]]
         assert 10 <= len(set(seen)) == len(seen) <= 20
         assert [row["text"] for row in splits["eval"]] == [f"t{number}" for number in range(10)]
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
-        load_splits(DataArgs(datasets=[Source("gone.jsonl")], eval_fraction=0, streaming=True))
+        args = DataArgs(datasets=[Source("gone.jsonl")], eval_fraction=0, streaming=True)
+        load_splits(args, may_stream=True)
 
 
 def test_quarantine_of_all_sources_goes_to_one_file_of_this_run() -> None:

@@ -180,6 +180,26 @@ def test_documents_are_rearranged_for_training_alone(pretrain, tmp_path: Path) -
         pretrain(fim_spm_rate=1.0, output_dir=tmp_path / "unread")
 
 
+def test_streams_the_same_documents(pretrain, inputs: Path, tmp_path: Path) -> None:
+    files = {"datasets": inputs / "rows.jsonl", "eval_datasets": inputs / "held.jsonl"}
+    files["eval_datasets"].write_text(json.dumps({"text": " ".join(SENTENCES)}) + "\n")
+    whole = pretrain(**files, eval_fraction=None, output_dir=tmp_path / "whole")
+    streamed = pretrain(**files, eval_fraction=None, streaming="true")
+    for name in ("unique_tokens", "parameters"):
+        assert streamed[name] == whole[name]
+    record = read_run(tmp_path / "out")
+    assert record.rows.columns_used == ["text"] and "The owl was kind" in record.example
+
+
+@pytest.mark.parametrize("value", [5, {"0": "a"}, ["a"]], ids=str)
+def test_texts_that_are_none_are_refused(value: object, pretrain, tmp_path: Path) -> None:
+    rows = tmp_path / "none.jsonl"
+    rows.write_text(json.dumps({"text": value}) + "\n")
+    for flags in ({}, {"streaming": "true"}):
+        with pytest.raises(DataError, match="needs text in the column 'text', which holds"):
+            pretrain(datasets=rows, eval_fraction=0, output_dir=tmp_path / str(len(flags)), **flags)
+
+
 def test_early_stopping(pretrain, tmp_path: Path) -> None:
     pretrain(
         learning_rate=0.0, max_steps=40, early_stopping_patience=2, load_best_model_at_end="true"

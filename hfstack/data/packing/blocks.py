@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.data.columns import column_names
 from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.data.reading.files import fingerprint
 from hfstack.disk import (
@@ -293,7 +294,7 @@ def pack_splits(
     """
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     row_counts = RowCounts() if row_counts is None else row_counts
-    row_counts.name_columns(getattr(splits["train"], "column_names", []), [text_column])
+    row_counts.name_columns(column_names(splits["train"]), [text_column])
 
     packed: dict[str, PackedBlocks] = {}
     for split, rows in splits.items():

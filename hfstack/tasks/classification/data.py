@@ -124,11 +124,6 @@ def load_labelled(
         ConfigError: a column does not fit, or streaming was asked for.
         DataError: rows are missing, or their labels cannot be learned.
     """
-    if data_args.streaming:
-        raise ConfigError(
-            "--streaming: the labels must be known before the first step; leave it out"
-        )
-
     task = glue_task(label_args.task) if label_args.task else None
     more = _name_sources(data_args, task, label_args.task)
     pairs = label_args.text_pair_column is not None or (

@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hfstack.data.columns import column_names
 from hfstack.data.packing.blocks import PackedBlocks, count_documents, hash_texts, pack
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -289,7 +290,7 @@ def pack_masked_splits(
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     row_counts = RowCounts() if row_counts is None else row_counts
     first = next(iter(splits.values()))
-    row_counts.name_columns(getattr(first, "column_names", []), [text_column])
+    row_counts.name_columns(column_names(first), [text_column])
     found = {}
 
     for split, rows in splits.items():

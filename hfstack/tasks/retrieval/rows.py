@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from hfstack.data.places import REFUSED, BadRows, RowProblem, rows_by_line
 from hfstack.data.sources import DataArgs, load_splits
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.row_counts import RowCounts
 
@@ -66,8 +66,6 @@ def load_text_pairs(
         DataError: a column is missing, a row has no text, some rows have negatives or a score and
             others none, or no train row is left.
     """
-    if data_args.streaming:
-        raise ConfigError("--streaming: rows that are held out are compared with all: leave it out")
     args = rows_args
     split_by = args.query_column if args.hold_out_by == "query" else args.passage_column
     columns = (args.query_column, args.passage_column, args.negatives_column, args.score_column)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from hfstack.data.columns import require_columns
+from hfstack.data.columns import require_text
 from hfstack.data.sources import DataArgs, load_splits
 from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError
@@ -49,7 +49,9 @@ def load_text(
         DataError: there is no column of text, a row is bad, or a resumed run would read other data.
     """
     quarantine = run.output_dir / "quarantine.jsonl"
-    splits = load_splits(data_args, quarantine_file=quarantine, row_counts=run.record.rows)
+    splits = load_splits(
+        data_args, quarantine_file=quarantine, row_counts=run.record.rows, may_stream=True
+    )
     run.record_inputs(model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs)
-    require_columns(splits["train"], {data_args.text_column}, recipe=run.record.recipe)
+    require_text(splits, data_args.text_column, recipe=run.record.recipe)
     return splits
