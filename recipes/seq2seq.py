@@ -19,7 +19,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
-from hfstack.errors import ConfigError, refusals_of_upstream
+from hfstack.errors import refusals_of_upstream
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
@@ -95,8 +95,6 @@ def main(
         check_adapter_settings(model_args)
         if data_args.eval_datasets or data_args.held_out_share():
             check_metrics()
-        if data_args.streaming:
-            raise ConfigError("--streaming: rows are ordered by length first; leave it out")
 
         # data
         columns = (args.source_column, args.target_column)

@@ -2,87 +2,41 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from hfstack.config import parse
+from hfstack.errors import ConfigError
 from hfstack.recipe_settings import load_recipe, settings_classes
-from hfstack.training.token_average import _Shares
-from tests.tiny_chat import save_tiny_chat
-from tests.tiny_encoder import save_tiny_bert
+from hfstack.training.token_average import _share_rows, _Shares
+from tests.tiny_runs import ROWS, save_models, save_rows, tiny_settings
 from tests.two_processes import spawn
 
 ROOT = Path(__file__).parent.parent
 TRAINED_ROWS, HELD_OUT = 8, 11  # 11 rows: two global batches of 4, and 3 rows that two cannot share
-
-
-def words(number: int, count: int) -> str:
-    """Text of as many words as asked for, another for each number."""
-    names = ["fox", "owl", "river", "ball", "hill", "sun", "forest", "girl"]
-    chosen = [names[(number * 5 + place * 3) % 8] for place in range(count - 1)]
-    return " ".join([f"w{number}", *chosen])
-
-
-ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "pretrain_clm": lambda n: {"text": words(n, 15)},
-    "pretrain_mlm": lambda n: {"text": words(n, 15)},
-    "sft": lambda n: {"prompt": f"{words(n, 2)}:", "completion": f" {words(n, 1 + n % 11)}"},
-    "dpo": lambda n: {
-        "prompt": f"{n}:",
-        "chosen": f" {words(n, 2)}",
-        "rejected": f" {words(n + 1, 1 + n % 7)}",
-    },
-    "classify": lambda n: {"text": words(n, 1 + n % 11), "label": "ab"[n % 2]},
-    "tag": lambda n: {
-        "tokens": words(n, 1 + n % 11).split(),
-        "tags": (["O", "B-X"] * 20)[: 1 + n % 11],
-    },
-}
-ROWS["kto"] = lambda n: {
-    "prompt": f"{n}:",
-    "completion": f" {words(n, 1 + n % 11)}",
-    "label": n % 2 == 0,
-}
-ROWS["orpo"] = ROWS["reward"] = ROWS["dpo"]
-OWN: dict[str, dict[str, Any]] = {
-    "pretrain_clm": {"block_size": 16, "sample_tokens": 2},
-    "pretrain_mlm": {"block_size": 16},
-    "sft": {"answer_rows": 0, "answer_tokens": 4},
-    "classify": {"calibrate": "false"},
-}
-ALIGNED = {"max_length": 96, "activation_checkpointing": "false", "probe_rows": 0}
-for name in ("sft", "dpo", "kto", "orpo"):
-    OWN[name] = OWN.get(name, {}) | ALIGNED
-for name in ("dpo", "kto", "orpo"):
-    OWN[name] |= {"sample_tokens": 2}
-OWN["reward"] = {"max_length": 96, "activation_checkpointing": "false"}
-ENCODERS = ("pretrain_mlm", "classify", "tag")
+MEASURED = [name for name in ROWS if name not in ("ppo", "rloo", "grpo")]
 
 
 def evaluate_each(
-    rank: int, folder: Path, inputs: Path, recipes: list[str], batch: int
+    rank: int, folder: Path, inputs: Path, recipes: list[str], batch: int, **changes: Any
 ) -> dict[str, dict[str, float]]:
     """Train a step of next to nothing by each recipe, and return what it measured."""
     found = {}
     for name in recipes:
-        settings = {
-            "model_name_or_path": inputs / ("bert" if name in ENCODERS else "llama"),
-            "datasets": inputs / f"{name}.train.jsonl",
-            "eval_datasets": inputs / f"{name}.eval.jsonl",
-            "output_dir": folder / name,
-            "max_steps": 1,
-            "learning_rate": 1e-12,
-            "per_device_train_batch_size": batch,
-            "per_device_eval_batch_size": batch,
-            "bf16": "false",
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "report_to": "none",
-            "dataloader_pin_memory": "false",
-        } | OWN.get(name, {})
+        settings = tiny_settings(
+            name,
+            inputs,
+            folder / name,
+            learning_rate=1e-12,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=batch,
+            **changes,
+        )
         module = load_recipe(ROOT / "recipes" / f"{name}.py")
         flags = [f"--{key}={value}" for key, value in settings.items()]
         if rank >= 0:
@@ -94,12 +48,11 @@ def evaluate_each(
 @pytest.fixture
 def inputs(tmp_path: Path, tiny_llama: Path) -> Path:
     folder = tmp_path / "inputs"
-    save_tiny_bert(folder / "bert")
-    save_tiny_chat(tiny_llama, folder / "llama")
-    for name, make in ROWS.items():
-        for part, numbers in (("train", range(40, 40 + TRAINED_ROWS)), ("eval", range(HELD_OUT))):
-            rows = "".join(json.dumps(make(number)) + "\n" for number in numbers)
-            (folder / f"{name}.{part}.jsonl").write_text(rows)
+    folder.mkdir()
+    save_models(folder, tiny_llama)
+    for name in MEASURED:
+        numbers = range(40, 40 + TRAINED_ROWS)
+        save_rows(folder, name, train=numbers, held_out=range(HELD_OUT))
     return folder
 
 
@@ -108,7 +61,7 @@ def check_same(found: dict[str, Any], whole: dict[str, Any], *, but: Collection[
     wrong = []
     for name, metrics in whole.items():
         measured = {key: value for key, value in metrics.items() if key.startswith("eval_")}
-        assert "eval_loss" in measured or name == "classify", name
+        assert "eval_loss" in measured or name in ("classify", "embed"), name
         for key, value in measured.items():
             if re.search("runtime|per_second", key) or (name, key) in but:
                 continue
@@ -129,10 +82,39 @@ def test_batches_do_not_matter(tmp_path: Path, inputs: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_measure_as_one(tmp_path: Path, inputs: Path) -> None:
     """Also where they have no equal shares of the last rows."""
-    recipes = list(ROWS)
-    whole = evaluate_each(-1, tmp_path / "one", inputs, recipes, 4)
-    for found in spawn(evaluate_each, tmp_path / "two", inputs, recipes, 2):
+    whole = evaluate_each(-1, tmp_path / "one", inputs, MEASURED, 4)
+    for found in spawn(evaluate_each, tmp_path / "two", inputs, MEASURED, 2):
         check_same(found, whole)
+
+
+def quarantine_each(rank: int, folder: Path, inputs: Path, recipes: list[str]) -> int:
+    evaluate_each(rank, folder, inputs, recipes, 2, on_bad_row="quarantine")
+    return rank
+
+
+@pytest.mark.slow
+def test_two_processes_write_bad_rows_down_once(tmp_path: Path, inputs: Path) -> None:
+    bad = {
+        "answer": {"id": "bad", "question": "", "context": "it was red", "answers": None},
+        "reward": {"prompt": "1:", "chosen": " same", "rejected": " same"},
+        "tag": {"tokens": ["fox", "ran"], "tags": ["O"]},
+    }
+    for name, row in bad.items():
+        with (inputs / f"{name}.train.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    spawn(quarantine_each, tmp_path / "two", inputs, list(bad))
+    for name, row in bad.items():
+        files = (tmp_path / "two" / name).glob("quarantine*.jsonl")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        assert len(lines) == 1 and next(iter(row)) in lines[0], (name, lines)
+
+
+def test_streamed_rows_are_not_shared_by_processes() -> None:
+    rows = Dataset.from_list([{"a": 1}] * 3).to_iterable_dataset()
+    trainer = SimpleNamespace(args=SimpleNamespace(world_size=2), accelerator=None)
+    with pytest.raises(ConfigError, match="count some twice"):
+        _share_rows(trainer, SimpleNamespace(dataset=rows))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 13, 16, 17])

@@ -1,6 +1,7 @@
 """Refuse rows by file and line, also after they were split and shuffled."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ class BadRows:
         )
         if self.row_counts is not None:
             self.row_counts.leave_out(split, "that cannot be used", len(problems))
-        if self.on_bad_row == "quarantine" and self.quarantine_file is not None:
+        # every process reads the rows, and one writes
+        first = os.environ.get("RANK", "0") == "0"
+        if self.on_bad_row == "quarantine" and self.quarantine_file is not None and first:
             self._write_down(self.quarantine_file, rows, problems)
 
     def _write_down(self, path: Path, rows: Any, problems: Sequence[RowProblem]) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.data_loader import DataLoaderShard
+from accelerate.state import GradientState
 from transformers.trainer_pt_utils import find_batch_size
 
+from hfstack.errors import ConfigError
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -85,9 +88,7 @@ class EachRowCounts(Trainer):
 
     def is_repeated(self) -> bool:
         """Return whether the batch of this process is a row that another one has already."""
-        state: Any = self.accelerator.gradient_state
-        last = self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
-        return last and self.args.process_index >= state.remainder
+        return is_repeated_batch()
 
     def _divisor(self, inputs: Any) -> float | None:
         """Return by what upstream divides this process's sum; None for its own weight.
@@ -101,6 +102,13 @@ class EachRowCounts(Trainer):
             return None
         count = own._get_num_items_in_batch([inputs], self.args.device)
         return None if count is None else float(count) / self.args.world_size
+
+
+def is_repeated_batch() -> bool:
+    """Return whether another process has the rows of this batch already."""
+    processes, state = PartialState(), GradientState()
+    last = processes.num_processes > 1 and state.end_of_dataloader and state.remainder > 0
+    return last and processes.process_index >= state.remainder
 
 
 class EachTokenCounts(EachRowCounts):
@@ -161,13 +169,20 @@ class _Shares:
 def _share_rows(trainer: Any, loader: Any) -> Any:
     """Return a loader whose rows several processes share as `_Shares` says.
 
-    Rows that are streamed have no number: they stay as they are.
+    Raises:
+        ConfigError: rows are streamed, so that they have no number, and the last of them would be
+            repeated.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    if args.world_size == 1 or not isinstance(loader, DataLoaderShard):
+    if args.world_size == 1:
         return loader
     rows: Any = cast(Any, loader).dataset
-    if isinstance(rows, torch.utils.data.IterableDataset) or args.dataloader_drop_last:
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        raise ConfigError(
+            "held-out rows cannot be streamed to several processes, which would count some twice: "
+            "give a Dataset, or run one process"
+        )
+    if args.dataloader_drop_last or not isinstance(loader, DataLoaderShard):
         return loader
 
     shares = _Shares(len(rows), args.eval_batch_size, args.world_size, args.process_index)

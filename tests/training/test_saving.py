@@ -1,33 +1,64 @@
 """Weights are saved before they are scored, loaded again to compare, and found by a rerun."""
 
 import json
+import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from hfstack.errors import CheckpointError
 from hfstack.runs.record import RunRecord, read_run
-from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.callbacks import SampleTable
 from tests.one_training_step import OLD_CHECKPOINTING
+from tests.tiny_runs import save_models, save_rows, tiny_settings
 
-pytestmark = OLD_CHECKPOINTING
-LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "use_dora": "true"}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pretrain_clm": ("pretrain_clm", {}),
-    "dpo": ("dpo", {}),
-    "dpo with an adapter": ("dpo", LORA),
-    "ppo": ("ppo", {}),
-}
+pytestmark = [
+    *OLD_CHECKPOINTING,
+    pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True:UserWarning"),
+]
+ADAPTER = {"use_peft": "true", "lora_target_modules": "all-linear"}
+DORA = ADAPTER | {"use_dora": "true"}
+EVALUATE = "transformers.Trainer.evaluate"
+PREDICT = "transformers.Trainer.predict"
+POLICY = "hfstack.tasks.rl.ppo.trainer.PPOTrainer.evaluate"
+PROBES = "hfstack.evidence.before_after.BeforeAndAfter.on_train_end"
+MERGE = "hfstack.training.saving.merge_adapter"
+slow = pytest.mark.slow
+
+# recipe, further flags, and what it calls first once it has trained
+FAILURES = [
+    pytest.param("pretrain_clm", {}, EVALUATE),
+    pytest.param("pretrain_mlm", {}, EVALUATE, marks=slow),
+    pytest.param("classify", {}, "hfstack.tasks.classification.predict.classify_logits"),
+    pytest.param("classify", ADAPTER, "hfstack.tasks.classification.report.record_split"),
+    pytest.param("tag", {}, PREDICT, marks=slow),
+    pytest.param("answer", {}, PREDICT, marks=slow),
+    pytest.param("seq2seq", {}, PREDICT, marks=slow),
+    pytest.param("sft", {}, EVALUATE, marks=slow),
+    pytest.param("sft", ADAPTER | {"merge_adapter": "true"}, MERGE),
+    pytest.param("sft", {"probe_rows": 2}, PROBES, marks=slow),
+    pytest.param("distill", {}, EVALUATE, marks=slow),
+    pytest.param("embed", {}, "hfstack.tasks.retrieval.evaluation.RankingEvaluation.measure"),
+    pytest.param("reward", {}, EVALUATE, marks=slow),
+    pytest.param("dpo", {}, EVALUATE, marks=slow),
+    pytest.param("dpo", DORA, EVALUATE),
+    pytest.param("kto", {}, EVALUATE, marks=slow),
+    pytest.param("orpo", {}, EVALUATE, marks=slow),
+    pytest.param("ppo", {}, POLICY),
+    pytest.param("rloo", {}, POLICY, marks=slow),
+    pytest.param("grpo", DORA, POLICY, marks=slow),
+]
 
 
 def vowels(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The reward of ppo, in place of the demo's rule."""
+    """The reward of ppo and rloo, in place of the demo's rule."""
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
 
 
@@ -37,35 +68,15 @@ def train(
 ) -> Callable[..., RunRecord]:
     """Run a recipe for three steps of an epoch; keyword arguments override its settings."""
     monkeypatch.setattr("hfstack.tasks.rl.demo_reward.obeys", vowels)
-    rows = {
-        "pretrain_clm": [{"text": f"The {i} owls ran home as it got dark."} for i in range(60)],
-        "dpo": [{"prompt": f"{i}:", "chosen": " kind", "rejected": " ran"} for i in range(24)],
-        "ppo": [{"prompt": f"Tell of {number} owls."} for number in range(24)],
-    }
-    own = {
-        "pretrain_clm": {"block_size": 16, "sample_tokens": 2, "max_steps": 3},
-        "dpo": {"max_length": 64, "sample_tokens": 2, "activation_checkpointing": "false"}
-        | {"max_steps": 3},
-        "ppo": {"total_episodes": 8, "num_mini_batches": 2, "num_ppo_epochs": 1}
-        | {"max_completion_length": 4, "as_chat": "false"},
-    }
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    save_models(inputs, tiny_llama)
 
-    def call(recipe: str, **changes: object) -> RunRecord:
-        file = tmp_path / f"{recipe}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows[recipe]))
-        settings = {
-            "model_name_or_path": tiny_llama,
-            "datasets": file,
-            "eval_fraction": 0.2,
-            "output_dir": tmp_path / "out",
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "save_strategy": "no",
-            "report_to": "none",
-            "bf16": "false",
-            **own[recipe],
-            **changes,
-        }
+    def call(recipe: str, **changes: Any) -> RunRecord:
+        save_rows(inputs, recipe, train=range(12, 44), held_out=range(9))
+        steps = {} if recipe == "ppo" else {"max_steps": 3}
+        given = steps | {"learning_rate": 1e-2} | changes
+        settings = tiny_settings(recipe, inputs, tmp_path / "out", **given)
         run_recipe(recipe, *(f"--{name}={value}" for name, value in settings.items()))
         return read_run(tmp_path / "out")
 
@@ -76,21 +87,75 @@ def fails(*args: Any, **kwargs: Any) -> None:
     raise ZeroDivisionError("the metric is broken")
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_an_evaluation_that_fails_costs_no_training(
-    kind: str, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+@dataclass
+class Breakage:
+    """Fails once a trainer has trained, and keeps the weights that it held then."""
+
+    whole: Callable[..., Any]
+    trainers: list[Trainer] = field(default_factory=list)
+    model: Any = None
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.trainers:
+            return self.whole(*args, **kwargs)
+        trainer: Any = self.trainers[-1]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self.model = getattr(model, "policy", model)
+        self.weights = {name: one.clone() for name, one in weights_of(self.model).items()}
+        raise ZeroDivisionError("the metric is broken")
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return what is saved of a model: all weights, or those of its adapter."""
+    return get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+
+
+def load_as_saved(model: Any, folder: Path) -> Any:
+    """Load a folder by the class that was trained, an adapter onto its base."""
+    if isinstance(model, PeftModel):
+        named = model.peft_config["default"].base_model_name_or_path
+        base: Any = type(model.get_base_model())
+        return PeftModel.from_pretrained(base.from_pretrained(str(named)), str(folder))
+    if hasattr(model, "from_pretrained"):
+        return type(model).from_pretrained(folder)
+    return type(model)(str(folder))  # of sentence-transformers
+
+
+@pytest.mark.parametrize(("recipe", "flags", "place"), FAILURES)
+def test_what_fails_after_training_costs_no_training(
+    recipe: str,
+    flags: dict[str, Any],
+    place: str,
+    train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog,
 ) -> None:
-    recipe, flags = KINDS[kind]
+    owner, _, name = place.rpartition(".")
+    breakage = Breakage(getattr(pkgutil.resolve_name(owner), name))
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
-        broken.setattr(PPOTrainer if recipe == "ppo" else Trainer, "evaluate", fails)
+        begin = Trainer.train
+
+        def note(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+            breakage.trainers.append(trainer)
+            return begin(trainer, *args, **kwargs)
+
+        broken.setattr(Trainer, "train", note)
+        broken.setattr(place, lambda *args, **kwargs: breakage(*args, **kwargs))
         train(recipe, **flags)
 
-    # the weights are there, and a log line says where
-    folder = tmp_path / "out" / ("adapter" if flags else "")
-    assert read_run(tmp_path / "out").status == "failed"
+    # the weights are there, load as their kind does, and are those that were trained
+    out = tmp_path / "out"
+    folder = out / ("adapter" if "use_peft" in flags else "")
+    saved = weights_of(load_as_saved(breakage.model, folder))
+    assert saved.keys() == breakage.weights.keys()
+    assert all(torch.equal(saved[name], one) for name, one in breakage.weights.items())
+
+    # run.json has the reason, and the log says where they are
+    record = read_run(out)
+    assert record.status == "failed" and "the metric is broken" in str(record.error)
     assert f"its weights are saved in {folder}: --resume_from_checkpoint last" in caplog.text
-    (file,) = folder.glob("*model.safetensors")
-    saved = load_file(file)
 
     # a rerun is asked what to do with them, and does what is missing
     with pytest.raises(CheckpointError, match="already holds trained weights, whose run did not"):
@@ -98,13 +163,13 @@ def test_an_evaluation_that_fails_costs_no_training(
     record = train(recipe, **flags, resume_from_checkpoint="last")
     assert record.status == "finished" and any("eval_" in name for name in record.metrics)
     assert record.save_check["largest_difference"] <= record.save_check["allowed"]
+    assert not list(out.rglob("training_args.bin"))
 
-    (again,) = (tmp_path / "out").glob("*model.safetensors")
-    found = load_file(again)
-    assert found.keys() == saved.keys()
-    assert all(torch.equal(found[name], saved[name]) for name in saved)
-    assert not (tmp_path / "out" / "adapter").exists()
-    assert not list((tmp_path / "out").rglob("training_args.bin"))
+    # nothing was trained again
+    if isinstance(breakage.model, PeftModel):
+        return
+    again = load_as_saved(breakage.model, out).state_dict()
+    assert all(torch.equal(again[name], one) for name, one in breakage.weights.items())
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from hfstack.tasks.distillation.chunked_loss import ChunkedDistillation, ReadTea
 from hfstack.tasks.distillation.divergence import Objective
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.next_token import LOSS_OF_ITS_OWN
+from hfstack.training.token_average import is_repeated_batch
 
 TEACHER_PLACES = "teacher_places"
 """The column with the place of each token among the teacher's cached answers."""
@@ -51,7 +52,9 @@ class PartsOfLoss(TrainerCallback):
         self._sums: dict[bool, Tensor] = {}
 
     def add(self, divergence: Tensor, hard: Tensor, count: Tensor, *, training: bool) -> None:
-        """Add the sums of a batch."""
+        """Add the sums of a batch; what another process has too counts there."""
+        if not training and is_repeated_batch():
+            return
         found = torch.stack([divergence.detach(), hard.detach(), count.float()])
         before = self._sums.get(training)
         self._sums[training] = found if before is None else before + found

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
+from accelerate import PartialState
 from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
@@ -448,7 +449,8 @@ def _report(
             "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"]
         )
 
-    if bad and quarantine_file is not None:
+    # every process reads the rows, and one writes
+    if bad and quarantine_file is not None and PartialState().is_main_process:
         with write_jsonl(
             quarantine_file.with_name(f"{quarantine_file.stem}-{name}-preferences.jsonl")
         ) as add:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from accelerate import PartialState
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.intervals import bootstrap_intervals
@@ -129,7 +130,12 @@ class RankingEvaluation:
         return ["dimensions", self.headline, "low", "high"], rows
 
     def write(self, path: Path, found: numpy.ndarray) -> None:
-        """Write a line for each query with its first passages, or for each pair."""
+        """Write a line for each query with its first passages, or for each pair.
+
+        Of several processes, which have all found the same, the first one writes.
+        """
+        if not PartialState().is_main_process:
+            return
         with write_jsonl(path) as add:
             for line in self.lines(found):
                 add(line)

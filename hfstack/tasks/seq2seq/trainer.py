@@ -22,6 +22,23 @@ _SMALL_GAIN = 0.05
 class InOrderSeq2SeqTrainer(InOrderTrainer, Seq2SeqTrainer):
     """Seq2SeqTrainer that evaluates the rows in order, so texts find their sources."""
 
+    def evaluation_loop(self, *args: Any, **settings: Any) -> Any:
+        """Evaluate all rows, and gather each of them once.
+
+        Upstream keeps the rows that fill the last batch of several processes (transformers 5.23,
+        `Seq2SeqTrainer.predict`), so that there would be more texts than sources.
+        """
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **settings)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **settings: Any
+    ) -> Any:
+        """Evaluate one batch, by the mean of its own rows where it generates."""
+        own: Any = self.args
+        self.means_are_local = bool(own.predict_with_generate) and not prediction_loss_only
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **settings)
+
     def generate_held_out(self) -> tuple[dict[str, float], Any]:
         """Return upstream's metrics and the generated ids of each evaluation row.
 
