@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
 
         trunk = backbone if backbone is not None else self.base
         if head is None and critic != "none":
-            head = _new_value_head(trunk.config.get_text_config().hidden_size, head_init_std)
+            head = _new_value_head(_hidden_width(trunk), head_init_std)
         self.v_head = head
         if self.v_head is not None:
             self.v_head.to(dtype=torch.float32, device=self.base.device)
@@ -365,6 +365,13 @@ class ActorCritic(nn.Module):
             return self._logits, hidden
         logits = self.base(input_ids=input_ids, use_cache=False).logits  # (b, L, V)
         return nn.Identity(), logits.flatten(0, 1).index_select(0, positions)
+
+
+def _hidden_width(trunk: PreTrainedModel) -> int:
+    """Return the width of the last hidden states."""
+    config: Any = trunk.config.get_text_config()
+    # some sizes of OPT project them to the width of their embeddings
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
 def _new_value_head(hidden_size: int, std: float) -> nn.Linear:

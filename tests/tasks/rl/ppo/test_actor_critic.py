@@ -16,6 +16,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    OPTConfig,
     set_seed,
 )
 
@@ -73,6 +74,25 @@ def test_padding_and_chunks_change_nothing(name: str, tiny_tokenizer, tiny_llama
         again = tables(actor_critic, sequences, max_tokens=max_tokens)
         for one, values in found.items():
             assert torch.allclose(again[one], values, atol=2e-5), one
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_states_that_are_projected_have_values(critic: str):
+    """OPT's last hidden states are as wide as its embeddings, not as its layers."""
+    config = OPTConfig(
+        vocab_size=250,
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    backbone = AutoModel.from_config(config) if critic == "separate" else None
+    policy = AutoModelForCausalLM.from_config(config)
+    actor_critic = ActorCritic(policy, critic=critic, backbone=backbone, head_init_std=0.3).eval()
+    found = tables(actor_critic, some_sequences())
+    assert found["values"].std() > 0
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
