@@ -2,6 +2,10 @@
 
     python benchmarks/embed.py --data $DATA/xquad_en.jsonl.gz --model $MINILM
     python benchmarks/embed.py --data ... --model ... --learning_rate 2e-5 --hard_negatives 2
+    python benchmarks/embed.py --data ... --model ... --passages sentences
+
+With sentences, a question asks for the one that holds its answer, among all sentences of all
+paragraphs (ReQA, Ahmad et al. 2019), where one paragraph of so few is found nearly always.
 
 Articles are split in three, so that neither a paragraph nor its neighbours are on two sides: the
 recipe trains on the questions of most, keeps the epoch that is best on those of some, and the rest
@@ -12,6 +16,7 @@ options below goes to the recipe.
 import argparse
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -28,12 +33,16 @@ SETTINGS = (
     "--load_best_model_at_end true --metric_for_best_model ndcg_at_10 --report_to none"
 ).split()
 
+# where a sentence ends and another begins
+_BETWEEN = re.compile(r"(?<=[.?!])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+
 
 def main() -> None:
     """Train, search and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="rows as SQuAD has them")
     parser.add_argument("--model", required=True, help="folder of an encoder")
+    parser.add_argument("--passages", choices=["paragraphs", "sentences"], default="paragraphs")
     parser.add_argument("--test_share", type=float, default=0.3, help="of the articles")
     parser.add_argument("--dev_share", type=float, default=0.15, help="of the articles")
     arguments, more = parser.parse_known_args()
@@ -43,6 +52,10 @@ def main() -> None:
     from hfstack.data.sources import Source, iterate_rows
 
     rows = list(iterate_rows([Source(str(arguments.data))]))
+    searched = list(dict.fromkeys(row["context"] for row in rows))
+    if arguments.passages == "sentences":
+        searched = [text for paragraph in searched for _, text in split_sentences(paragraph)]
+        rows = [row | {"context": sentence_of_answer(row)} for row in rows]
     parts = split_by_article(rows, arguments.test_share, arguments.dev_share)
     with tempfile.TemporaryDirectory() as scratch:
         for name, part in parts.items():
@@ -62,7 +75,21 @@ def main() -> None:
         print(
             f"questions: {counts}; {(used.ru_utime + used.ru_stime) / 60:.1f} CPU minutes trained"
         )
-        print_table(measure(parts, arguments.model, str(run)))
+        print_table(measure(parts, searched, arguments.model, str(run)))
+
+
+def split_sentences(paragraph: str) -> list[tuple[int, str]]:
+    """Return the sentences of a paragraph, each with the place where it begins."""
+    ends = list(_BETWEEN.finditer(paragraph))
+    begins = [0, *(end.end() for end in ends)]
+    stops = [*(end.start() for end in ends), len(paragraph)]
+    return [(begin, paragraph[begin:stop]) for begin, stop in zip(begins, stops, strict=True)]
+
+
+def sentence_of_answer(row: dict[str, Any]) -> str:
+    """Return the sentence that a row's answer begins in."""
+    answer = row["answers"]["answer_start"][0]
+    return [text for begin, text in split_sentences(row["context"]) if begin <= answer][-1]
 
 
 def split_by_article(
@@ -80,21 +107,23 @@ def split_by_article(
     return {name: [row for row in rows if row["title"] in set(chosen[name])] for name in chosen}
 
 
-def measure(parts: dict[str, list[dict[str, Any]]], before: str, after: str) -> dict[str, float]:
-    """Return what both models and BM25 find of the test questions, with intervals."""
+def measure(
+    parts: dict[str, list[dict[str, Any]]], searched: list[str], before: str, after: str
+) -> dict[str, float]:
+    """Return what both models and BM25 find of the test questions, with intervals.
+
+    Args:
+        searched: passages that are there beside those of the questions.
+    """
     from trl import ModelConfig
 
     from hfstack.tasks.retrieval.evaluation import RankingEvaluation
     from hfstack.tasks.retrieval.model import load_embedder
     from hfstack.tasks.retrieval.rows import TextPair
 
-    pairs = {
-        name: [TextPair(row["question"], row["context"]) for row in part]
-        for name, part in parts.items()
-    }
-    evaluation = RankingEvaluation(
-        "bi_encoder", pairs["test"], pairs["dev"] + pairs["train"], tokens="auto", batch_size=32
-    )
+    asked = [TextPair(row["question"], row["context"]) for row in parts["test"]]
+    others = [TextPair("", text) for text in searched]
+    evaluation = RankingEvaluation("bi_encoder", asked, others, tokens="auto", batch_size=32)
     found = []
     for name in (after, before):
         model = load_embedder(ModelConfig(model_name_or_path=name))
