@@ -282,7 +282,8 @@ def mirror_reason(core: Tokenizer, settings: dict[str, Any] | None = None) -> st
         core: the tokenizer.
         settings: the content of its tokenizer.json; None to ask it.
     """
-    settings = json.loads(core.to_str()) if settings is None else settings
+    if settings is None:
+        settings = cast(dict[str, Any], json.loads(core.to_str()))
     model = settings["model"]
     if model["type"] != "BPE":
         return f"its model is {model['type']}, not BPE"

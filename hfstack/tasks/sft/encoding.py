@@ -135,13 +135,14 @@ def encode_usable_rows(
         ]
 
     several = processes is not None and processes > 1  # each would count its own part
+    followed = encode
     if not several:
-        encode = follow_calls(encode, f"encoding {name} rows", total=len(rows))
+        followed = follow_calls(encode, f"encoding {name} rows", total=len(rows))
 
     def encode_batch(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
         for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
-            for ids, labels, problem in encode(dict(zip(batch, values, strict=True))):
+            for ids, labels, problem in followed(dict(zip(batch, values, strict=True))):
                 found["input_ids"].append(ids[:kept_length])
                 found["labels"].append(labels[:kept_length])
                 found["problem"].append(problem or "")
