@@ -372,7 +372,7 @@ def tested_versions(constraints: Path) -> dict[str, str]:
 
 
 def read_tested_windows(records: Path) -> list[dict[str, Any]]:
-    """Return what `.ci/test_versions` wrote: each window and suite, when it last passed."""
+    """Return what `.ci/test_versions` wrote of each window and suite that passed."""
     return json.loads(records.read_text(encoding="utf-8")) if records.is_file() else []
 
 

@@ -99,6 +99,7 @@ def load_causal_scorer(
                 completion_only=completion_only,
                 own_template=own_template,
             )
+
         batch = {} if how.batch_size is None else {"batch_size": how.batch_size}
         of_parts = sft_answers.answer_losses(model, tokenizer, encoded, **batch)
         losses = _sum_by_row(of_parts, encoded["row"][:])
@@ -303,7 +304,7 @@ def _ask(
 def _sum_by_row(
     losses: Sequence[tuple[float, int]], rows: Sequence[int]
 ) -> list[tuple[float, int]]:
-    """Add up loss and tokens of what one conversation was split into; none is left out."""
+    """Add up loss and tokens of the parts of each conversation."""
     sums = [(0.0, 0)] * (max(rows) + 1)
     for row, (loss, tokens) in zip(rows, losses, strict=True):
         sums[row] = sums[row][0] + loss, sums[row][1] + tokens

@@ -34,7 +34,7 @@ _RANGES: tuple[tuple[re.Pattern[str], Range], ...] = tuple(
 )
 # What transformers writes in place of numbers that JSON lacks.
 _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_MOST_NESTED = 8
+_DEEPEST = 8
 
 
 def refuse_impossible_numbers(
@@ -48,7 +48,7 @@ def refuse_impossible_numbers(
         raises: the error.
     """
     for inside in _configs(config):
-        for name, value in _numbers(inside):
+        for name, value in _numbers_inside(inside):
             allowed = _range_of(name)
             # No float is as large.
             if allowed is not None and abs(value) >= 1 << 63 and isinstance(value, int):
@@ -74,11 +74,11 @@ def _configs(config: Mapping[str, Any], level: int = 0) -> Iterator[Mapping[str,
     """Yield a config and those inside it, such as `text_config` or `rope_parameters`."""
     yield config
     for value in config.values():
-        if isinstance(value, Mapping) and level < _MOST_NESTED:
+        if isinstance(value, Mapping) and level < _DEEPEST:
             yield from _configs(value, level + 1)
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers_inside(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a config by name, those of the configs inside it left out."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value.keys() == {"__float__"}:

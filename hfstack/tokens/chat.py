@@ -135,7 +135,7 @@ def encode_for_generation(
 
 
 def refuse_dropped_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a chat template that writes nothing of a turn whose content is plain text.
+    """Refuse a chat template that writes nothing of a turn of plain text.
 
     Those of some vision models read content in parts alone, and drop all else without an error: a
     model would answer to nothing.

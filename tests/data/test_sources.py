@@ -193,7 +193,7 @@ def test_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match="all rows are read before the first step"):
             load_splits(args)
         splits = load_splits(args, may_stream=True)
-        assert column_names(splits["train"]) == ["text"]
+        assert "text" in column_names(splits["train"])
         assert all(isinstance(rows, IterableDataset) for rows in splits.values())
         seen = [row["text"] for row in splits["train"]]
         assert seen == [row["text"] for row in load_splits(args, may_stream=True)["train"]]

@@ -188,7 +188,9 @@ def test_streams_the_same_documents(pretrain, inputs: Path, tmp_path: Path) -> N
     for name in ("unique_tokens", "parameters"):
         assert streamed[name] == whole[name]
     record = read_run(tmp_path / "out")
-    assert record.rows.columns_used == ["text"] and "The owl was kind" in record.example
+    # rows are shuffled, so that any of the sentences may come first
+    assert record.rows.columns_used == ["text"]
+    assert any(sentence in str(record.example) for sentence in SENTENCES)
 
 
 @pytest.mark.parametrize("value", [5, {"0": "a"}, ["a"]], ids=str)

@@ -348,7 +348,7 @@ def _is_flat_yaml(lines: list[str]) -> bool:
 
 
 def _names_people(text: str) -> bool:
-    """Return whether a flat list has personal data: it is then a record, which is masked."""
+    """Return whether a flat list holds personal data, which is masked."""
     return mask_pii(text, ("email", "phone"))[0] != text
 
 

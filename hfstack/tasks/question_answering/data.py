@@ -277,6 +277,7 @@ def encode_questions(
                 return_offsets_mapping=True,
                 verbose=False,
             )
+
         for index, ids in enumerate(encoded["input_ids"]):
             sides = encoded.sequence_ids(index)
             pairs = zip(encoded["offset_mapping"][index], sides, strict=True)

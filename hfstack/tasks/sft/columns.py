@@ -4,7 +4,7 @@ import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import Form, describe_rendering
 from hfstack.runs.run import Run
+from hfstack.tokens.seams import spans_seam
 from hfstack.tokens.turns import (
     SYSTEM_NAMES,
     TOOLS_NAMES,
@@ -34,6 +35,7 @@ logger = get_logger(__name__)
 RowFormat = Literal["messages", "prompt+completion", "text"]
 
 # Names that public instruction data give these columns: a message suggests the flags that map them.
+_ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _PROMPT_NAMES = ("instruction", "question", "query", "input", "source", "user")
 _CONTEXT_NAMES = ("input", "context", "passage")
 _COMPLETION_NAMES = ("output", "response", "answer", "completion", "target", "assistant")
@@ -324,3 +326,29 @@ def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
                 name,
                 name,
             )
+
+
+def report_spanned_seams(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+    """Log in how many of the first rows one token spans prompt and completion.
+
+    It is learned with the completion. But the prompt alone ends with another token when the model
+    is used, so that it goes on from tokens that it was not trained on.
+    """
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        return
+
+    first = rows.select(range(min(len(rows), _ROWS_WITH_SEAMS)))
+    joined = [(str(row["prompt"] or ""), str(row["completion"] or "")) for row in cast(Any, first)]
+    spanned = [pair for pair in joined if all(pair) and spans_seam(tokenizer, *pair)]
+    if spanned:
+        logger.warning(
+            "%d of the first %d %s rows: one token spans the end of the prompt and the beginning "
+            "of the completion, such as %r + %r; it is learned with the completion, but a prompt "
+            "alone ends with another token: move white space from the prompt's end to the "
+            "completion's beginning",
+            len(spanned),
+            len(first),
+            name,
+            spanned[0][0][-20:],
+            spanned[0][1][:20],
+        )

@@ -18,14 +18,14 @@ from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.progress import follow_calls
 from hfstack.row_counts import RowCounts
+from hfstack.tasks.sft.columns import report_spanned_seams
 from hfstack.tokens.chat import encode_for_generation, render_chat
-from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
+from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.special_tokens import IGNORED_LABEL, require_eos_id
 from hfstack.tokens.turns import Turn, is_learned
 
 logger = get_logger(__name__)
 
-_ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _OPENING_TOKENS = 8  # of a plain text, when a model is asked to continue it
 _BATCH_ROWS = 100  # between two steps of the bar
 
@@ -99,7 +99,7 @@ def encode_usable_rows(
     find_places: FindPlaces | None = None,
     own_template: str | None = None,
 ) -> Dataset:
-    """Return `input_ids`, `labels` and `row` of usable rows, and log what was left out.
+    """Return `input_ids`, `labels` and `row` of usable rows; log what is left out.
 
     `row` is the index of the row that it was made of: a conversation becomes several where
     `encode_as_asked` splits it.
@@ -134,6 +134,38 @@ def encode_usable_rows(
             for ids, labels, problem in parts
         ]
 
+    encoded = _encode_parts(rows, encode, kept_length, name=name, processes=processes)
+    report_spanned_seams(rows, tokenizer, name=name)
+
+    # one bad part makes the whole conversation a bad row
+    problems = [""] * len(rows)
+    for index, problem in zip(encoded["row"][:], encoded["problem"][:], strict=True):
+        problems[index] = problems[index] or problem
+    if any(problems):
+        _report_problems(rows, problems, name=name, on_bad_row=on_bad_row, find_places=find_places)
+        if row_counts is not None:
+            for reason, count in _reasons(problems).items():
+                row_counts.leave_out(name, reason, count)
+        encoded = encoded.select(
+            [place for place, index in enumerate(encoded["row"][:]) if not problems[index]]
+        )
+
+    if not len(encoded):
+        raise DataError(f"no {name} row is left of {len(rows)}")
+    if kept_length is not None:
+        _report_truncated(encoded["length"][:], name=name, max_length=kept_length)
+    return encoded.select_columns(["input_ids", "labels", "row"])
+
+
+def _encode_parts(
+    rows: Dataset,
+    encode: Callable[[dict[str, Any]], list[Encoded]],
+    kept_length: int | None,
+    *,
+    name: str,
+    processes: int | None,
+) -> Dataset:
+    """Return the parts that rows are encoded to, with `_COLUMNS`."""
     several = processes is not None and processes > 1  # each would count its own part
     followed = encode
     if not several:
@@ -162,7 +194,6 @@ def encode_usable_rows(
         load_from_cache_file=False,
     )
 
-    _report_spanned_seams(rows, tokenizer, name=name)
     if len(encoded) > len(rows):
         logger.info(
             "the chat template renders earlier answers otherwise than the last one: %d %s "
@@ -171,25 +202,7 @@ def encode_usable_rows(
             name,
             len(encoded),
         )
-
-    # one bad part makes the whole conversation a bad row
-    problems = [""] * len(rows)
-    for index, problem in zip(encoded["row"][:], encoded["problem"][:], strict=True):
-        problems[index] = problems[index] or problem
-    if any(problems):
-        _report_problems(rows, problems, name=name, on_bad_row=on_bad_row, find_places=find_places)
-        if row_counts is not None:
-            for reason, count in _reasons(problems).items():
-                row_counts.leave_out(name, reason, count)
-        encoded = encoded.select(
-            [place for place, index in enumerate(encoded["row"][:]) if not problems[index]]
-        )
-
-    if not len(encoded):
-        raise DataError(f"no {name} row is left of {len(rows)}")
-    if kept_length is not None:
-        _report_truncated(encoded["length"][:], name=name, max_length=kept_length)
-    return encoded.select_columns(["input_ids", "labels", "row"])
+    return encoded
 
 
 def encode_as_asked(
@@ -250,7 +263,7 @@ def encode_as_asked(
 def _encode_last_answer(
     turns: Sequence[Turn], asked: Callable[..., Any], marked: Callable[..., Any]
 ) -> Encoded:
-    """Return a conversation in one rendering, with the marks of another on its last answer."""
+    """Return a conversation in one rendering, its last answer marked by another."""
     options = {"tokenize": True, "return_dict": True}
     ids: list[int] = asked(turns, **options)["input_ids"]
     rendered = marked(turns, return_assistant_tokens_mask=True, **options)
@@ -463,32 +476,6 @@ def _report_problems(
 def _reasons(problems: Sequence[str]) -> Counter[str]:
     """Count the rows that have a problem, by what is wrong without its details."""
     return Counter(problem.partition(":")[0] for problem in problems if problem)
-
-
-def _report_spanned_seams(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """Log in how many of the first rows one token spans prompt and completion.
-
-    It is learned with the completion. But the prompt alone ends with another token when the model
-    is used, so that it goes on from tokens that it was not trained on.
-    """
-    if not {"prompt", "completion"} <= set(rows.column_names):
-        return
-
-    first = rows.select(range(min(len(rows), _ROWS_WITH_SEAMS)))
-    joined = [(str(row["prompt"] or ""), str(row["completion"] or "")) for row in cast(Any, first)]
-    spanned = [pair for pair in joined if all(pair) and spans_seam(tokenizer, *pair)]
-    if spanned:
-        logger.warning(
-            "%d of the first %d %s rows: one token spans the end of the prompt and the beginning "
-            "of the completion, such as %r + %r; it is learned with the completion, but a prompt "
-            "alone ends with another token: move white space from the prompt's end to the "
-            "completion's beginning",
-            len(spanned),
-            len(first),
-            name,
-            spanned[0][0][-20:],
-            spanned[0][1][:20],
-        )
 
 
 def _report_truncated(lengths: Sequence[int], *, name: str, max_length: int) -> None:

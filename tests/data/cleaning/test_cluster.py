@@ -174,6 +174,7 @@ def test_jobs_of_slurm(
     (bin_folder := tmp_path / "bin").mkdir()
     nothing = "#!/bin/bash\n"
     programs = {"sbatch": SBATCH, "srun": SRUN, "squeue": nothing, "scancel": nothing}
+    programs["scontrol"] = f"{nothing}echo localhost\n"  # the names of the nodes
     for name, text in programs.items():
         (bin_folder / name).write_text(text)
         (bin_folder / name).chmod(0o755)

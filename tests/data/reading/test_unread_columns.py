@@ -178,5 +178,5 @@ def test_rows_without_a_column_in_common_are_refused(tmp_path: Path) -> None:
 def test_streams(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*rows_with([1, "A131"]), {"text": "last"}])
     args = DataArgs([Source(str(path))], eval_fraction=0, streaming=True)
-    texts = {row["text"] for row in load_splits(args)["train"]}
+    texts = {row["text"] for row in load_splits(args, may_stream=True)["train"]}
     assert len(texts) == 301 and "last" in texts

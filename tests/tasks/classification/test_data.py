@@ -118,7 +118,7 @@ def test_mistakes(tmp_path: Path):
         DataError, match=r"found text, label; GLUE's have question, sentence; set --text_column"
     ):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(task="qnli"))
-    with pytest.raises(ConfigError, match="--streaming: the labels must be known"):
+    with pytest.raises(ConfigError, match="all rows are read before the first step"):
         load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
     assert LabelArgs(task="none").task is None
     with pytest.raises(

@@ -246,7 +246,7 @@ class Decoder:
         return step
 
     def _replay(self, graphs: GraphedSteps, cache: SlotCache, positions: Tensor) -> DecodingStep:
-        """Append as `_take_step` does: by a graph, or else so that the next time there is one."""
+        """Append as `_take_step` does, by a graph where there is one for this size."""
         appended = (self._slots["token"], positions, self._slots["start"])  # (r,) each
         step = graphs.replay(*appended, cache=cache)
         if step is None:

@@ -1,4 +1,4 @@
-"""Replay steps of decoding as CUDA graphs, one for each bucket of rows and of columns.
+"""Replay steps of decoding as CUDA graphs, one for each bucket of their sizes.
 
 A step of a small model launches hundreds of kernels, and the launches take longer than the kernels.
 A graph launches all of them at once. It reads and writes fixed addresses and has fixed shapes: it
@@ -31,7 +31,7 @@ logger = get_logger(__name__)
 
 # Columns of the buckets: multiples of it. Attention over masked columns costs little beside a
 # capture, which takes as long as a few steps without a graph.
-_COLUMNS = 128
+_BUCKET_COLUMNS = 128
 
 # Probability by which a graph's next token may differ from that of the step without one, in total
 # variation: other shapes choose other kernels, and in bf16 logits near 20 are an eighth apart.
@@ -101,7 +101,7 @@ def _casts_inside(device: torch.device) -> Iterator[None]:
 
 
 class _FixedLayer(DynamicLayer):
-    """The first R rows and C columns of a layer's slots, written at a column on the device."""
+    """The first rows and columns of a layer's slots, written on the device."""
 
     def __init__(self, slots: SlotLayer, rows: int, columns: int, column: Tensor) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ class GraphedSteps:
     def _bucket(self, cache: SlotCache, filled: int) -> tuple[int, int]:
         """Return the rows and columns of the smallest graph that holds a step."""
         rows = 1 << (cache.rows - 1).bit_length()
-        columns = -(-filled // _COLUMNS) * _COLUMNS
+        columns = -(-filled // _BUCKET_COLUMNS) * _BUCKET_COLUMNS
         return min(rows, cache.slots), min(columns, cache.columns)
 
     def _shortest_window(self) -> float:

@@ -89,7 +89,7 @@ class SlotCache(Cache):
         return self.slot_layers[0].filled
 
     def tables(self) -> list[Tensor]:
-        """Return keys and values (s, H, C, d) of all layers; none before the first prompts."""
+        """Return keys and values (s, H, C, d) of all layers, once there are any."""
         found = [table for layer in self.slot_layers for table in (layer.keys, layer.values)]
         return [table for table in found if table is not None]
 

@@ -78,7 +78,7 @@ class Stand:
 def small_buckets(monkeypatch: pytest.MonkeyPatch):
     for module in (slots, decode):
         monkeypatch.setattr(module, "BUCKET", 4)
-    monkeypatch.setattr(graphs, "_COLUMNS", 8)
+    monkeypatch.setattr(graphs, "_BUCKET_COLUMNS", 8)
 
 
 def step_of(actor_critic: ActorCritic) -> Any:
