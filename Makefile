@@ -73,9 +73,11 @@ format: venv
 
 docs: venv
 	$(BIN)/python -m hfstack.cli.reference
+	$(BIN)/python benchmarks/result_file.py
 
 docs-check: venv
 	$(BIN)/python -m hfstack.cli.reference --check
+	$(BIN)/python benchmarks/result_file.py --check
 	$(BIN)/python -m pytest tests/test_docs.py
 
 docs-site: venv

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,23 +75,25 @@ def save(
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table, one line a row."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines).replace("| --- |", "|---|")
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (heads, *rows)]
+    lines.insert(1, f"|{'---|' * len(heads)}\n")
+    return "".join(lines)
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """Return one line on when, where and of which code a result was measured."""
+    """Return a sentence on when, where and of which code a result was measured."""
     when = time.strftime("%d %B %Y", time.strptime(result["time"], "%Y%m%d-%H%M%S")).lstrip("0")
     machine, load, versions = result["machine"], result["load"], result["versions"]
-    on = ", ".join(machine["accelerators"]) or f"{machine['cpu']}, {machine['cpu_count']} cores"
+    on = ", ".join(machine["accelerators"]) or f"{machine['cpu']}, {machine['cores']} cores"
     commit = str(result["commit"])[:9] + (", changed" if result["dirty"] else "")
     used = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions
     )
-    return (
+    line = (
         f"{when}, {on}, load {load['before']:.1f} before and {load['after']:.1f} after; {used}; "
         f"commit {commit}."
     )
+    return textwrap.fill(line, 100, break_on_hyphens=False)
 
 
 def with_tables(page: str) -> str:

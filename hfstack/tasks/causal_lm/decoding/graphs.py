@@ -156,7 +156,7 @@ class _Graph:
 
 
 class GraphedSteps:
-    """Steps of one token for each slot, by graphs that are captured as they are needed.
+    """Steps of one token for each slot, by graphs that are captured when needed.
 
     Args:
         step: one step of the model, without a graph.
