@@ -120,7 +120,7 @@ class _FixedLayer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Return the columns before the last: the query sees them all, but for masked ones."""
+        """Return the columns before the last, which the query sees unless masked."""
         return cast(Tensor, self.keys).shape[-2] - 1
 
 
@@ -204,9 +204,10 @@ class GraphedSteps:
     def replay(
         self, tokens: Tensor, positions: Tensor, starts: Tensor, *, cache: SlotCache
     ) -> DecodingStep | None:
-        """Append a token to each slot by a graph, whose next replay overwrites what is returned.
+        """Append a token to each slot by a graph.
 
-        Returns None, and does nothing, where there is no graph of this size.
+        The next replay overwrites what is returned. Returns None, and does nothing, where there is
+        no graph of this size.
 
         Args:
             tokens: (r,) of the slots in use.
@@ -276,7 +277,7 @@ class GraphedSteps:
     def _run(
         self, graph: _Graph, cache: SlotCache, columns: int, expected: DecodingStep
     ) -> Callable[[], None]:
-        """Return what a graph is captured of: the step on its tensors, and where results go."""
+        """Return what a graph is captured of, the step on its tensors."""
         if self._logits is None:
             self._logits = expected.logits.new_zeros(cache.slots, expected.logits.shape[1])
             if expected.values is not None:
@@ -311,7 +312,7 @@ class GraphedSteps:
         return DecodingStep(self._logits[: cache.rows], values, cache)
 
     def _difference(self, cache: SlotCache, expected: DecodingStep) -> str | None:
-        """Return in words by how much a replay differs from the step, None where it does not."""
+        """Return in words how a replay differs from the step, or None."""
         found = self._result(cache)
         probabilities = found.logits.softmax(-1) - expected.logits.softmax(-1)  # (r, V)
         largest = float(probabilities.abs().sum(-1).max() / 2)
