@@ -97,7 +97,7 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def with_tables(page: str) -> str:
-    """Return a page with its tables made anew from the results that it names."""
+    """Return a page with its tables made again from the results that it names."""
 
     def table(found: re.Match[str]) -> str:
         path = _ROOT / "benchmarks" / "results" / f"{found[2]}.json"

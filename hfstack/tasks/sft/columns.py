@@ -34,8 +34,9 @@ logger = get_logger(__name__)
 
 RowFormat = Literal["messages", "prompt+completion", "text"]
 
+_ROWS_WITH_SEAMS = 500  # rows whose end of the prompt is looked at
+
 # Names that public instruction data give these columns: a message suggests the flags that map them.
-_ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _PROMPT_NAMES = ("instruction", "question", "query", "input", "source", "user")
 _CONTEXT_NAMES = ("input", "context", "passage")
 _COMPLETION_NAMES = ("output", "response", "answer", "completion", "target", "assistant")

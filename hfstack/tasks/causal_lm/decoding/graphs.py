@@ -89,7 +89,7 @@ def _as_in_capture() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _casts_inside(device: torch.device) -> Iterator[None]:
-    """Let autocast cast weights anew: a graph would read a copy of what they were."""
+    """Let autocast cast weights each time: a graph would read an old copy."""
     kind = device.type
     with torch.autocast(
         kind,
